@@ -62,7 +62,7 @@ def test_operations_benchmark_lists_every_version(monkeypatch):
     assert len(results) == 3
     for result in results:
         names = {row["name"] for row in result["candidates"]}
-        assert {"v1_loops", "v2_parallel", "v3_im2col", "v4_tile"} <= names
+        assert {"v1_loops", "v2_parallel", "v3_im2col", "v4_tile", "v5_winograd"} <= names
         assert not result["refused"]
 
 

@@ -26,6 +26,8 @@ SHAPES = [
     (33, 2, 4, 6, 3, 2, 3),
     (2, 17, 6, 5, 33, 3, 2),
     (1, 40, 7, 4, 2, 4, 3),
+    (1, 16, 10, 9, 19, 3, 3),
+    (3, 21, 5, 6, 17, 5, 5),
 ]
 
 
@@ -61,7 +63,8 @@ def assert_close(got, want, dtype):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, "float32") for name in VERSIONS), ("v4_tile", "float64")]
+    ("name", "dtype"), [*((name, "float32") for name in VERSIONS),
+                        ("v4_tile", "float64"), ("v5_winograd", "float64")]
 )
 def test_version_agrees_with_scipy(name, dtype):
     kernels = version(name)

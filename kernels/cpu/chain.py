@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from . import winograd
 from .jit import const, inner, kernel
 from .layout import load_pixels
 from .plan import (
@@ -34,12 +35,18 @@ from .plan import (
     KW,
     LDX,
     LDY,
+    LINE,
     OH,
     OW,
     PADDED,
     PIXELS,
     TAPS,
+    TILE,
     VECTORS,
+    X_POINTS,
+    X_TILES,
+    Y_POINTS,
+    Y_TILES,
     C,
     F,
     H,
@@ -71,6 +78,12 @@ def pack_layer(w, b, layer, packed):
     forward, backward, bias = layer[FORWARD], layer[BACKWARD], layer[BIAS]
     for f in range(f_):
         packed[bias + f] = b[f]
+    if layer[TILE]:
+        winograd.pack_points(w, False, packed, forward, ldy)
+        if backward >= 0:
+            winograd.pack_points(w, True, packed, backward, ldx)
+        return
+    for f in range(f_):
         for c in range(c_):
             for tap in range(kh * kw):
                 value = w[f, c, tap // kw, tap % kw]
@@ -89,9 +102,25 @@ def pack(w, b, layer, packed):
 
 
 @inner
+def maps(layer):
+    """Where the layer's input and output lie, and its output's tiles: in a row, and in all."""
+    x = winograd.Maps(layer[X], layer[LDX], layer[W] * layer[LDX], layer[H], layer[H], layer[W])
+    y = winograd.Maps(layer[Y], layer[LDY], layer[OW] * layer[LDY],
+                      layer[OH], layer[OH], layer[OW])
+    across = (layer[OW] + layer[TILE] - 1) // layer[TILE]
+    return x, y, across, across * ((layer[OH] + layer[TILE] - 1) // layer[TILE])
+
+
+@inner
 def forward_layer(layer, tables, packed, s, relu):
     """Y = x * w + b, then ReLU if ``relu``: the input and output of one patch in scratch."""
     low = s.dtype.type(0.0) if relu else s.dtype.type(-np.inf)
+    if layer[TILE]:
+        x, y, across, tiles = maps(layer)
+        winograd.convolve(s, x, y, layer[TILE], 0, 0, tiles, across, tables[layer[X_TILES]:],
+                          tables[layer[LINE]:], layer[C], packed, layer[FORWARD], layer[BIAS],
+                          layer[X_POINTS], layer[Y_POINTS], low)
+        return
     M = layer[OH] * layer[OW]
     rows = tables[layer[PIXELS]:layer[PIXELS] + M + SLACK]
     if layer[FEW]:
@@ -148,6 +177,12 @@ def weight_gradient(layer, tables, s, grads):
     M = layer[OH] * layer[OW]
     add_rows(s, layer[Y], M, layer[LDY], grads[layer[DB]:layer[DB] + layer[LDY]])
     low = s.dtype.type(-np.inf)
+    if layer[TILE]:
+        x, dy, across, tiles = maps(layer)
+        winograd.weight_gradient(s, x, dy, layer[TILE], tiles, across, tables[layer[X_TILES]:],
+                                 tables[layer[LINE]:], layer[C], layer[X_POINTS],
+                                 layer[Y_POINTS], grads, layer[DW])
+        return
     taps = layer[KH] * layer[KW]
     if layer[FEW]:
         a, ld, at_b = s[layer[PADDED]:], layer[LDX], layer[X]
@@ -166,8 +201,26 @@ def weight_gradient(layer, tables, s, grads):
 
 
 @inner
+def input_gradient_of_tiles(layer, tables, packed, s, relu):
+    """:func:`input_gradient` by Winograd's way: summed where x is not, then put in its place."""
+    x, dy, across, tiles = maps(layer)
+    total = winograd.Maps(layer[PADDED], x.ld, x.step, x.ring, x.rows, x.columns)
+    dx = s[total.start:total.start + x.rows * x.step]
+    dx[:] = 0
+    winograd.input_gradient(s, dy, total, layer[TILE], tiles, across, tables[layer[Y_TILES]:],
+                            tables[layer[LINE]:], layer[F], packed, layer[BACKWARD],
+                            layer[Y_POINTS], layer[X_POINTS])
+    result, zero = s[x.start:x.start + dx.size], s.dtype.type(0.0)
+    for i in range(dx.size):
+        result[i] = zero if relu and not result[i] > zero else dx[i]
+
+
+@inner
 def input_gradient(layer, tables, packed, s, relu):
     """Replace x in scratch by dx; where ``relu``, by dx [x > 0], the gradient before the ReLU."""
+    if layer[TILE]:
+        input_gradient_of_tiles(layer, tables, packed, s, relu)
+        return
     M = layer[H] * layer[W]
     K = layer[KH] * layer[KW] * layer[F]
     rows = tables[layer[BACK_PIXELS]:layer[BACK_PIXELS] + M + SLACK]
@@ -198,7 +251,7 @@ def train_patch(x, t, n, scale, layers, tables, packed, s, grads):
 
     for i in range(L - 1, -1, -1):
         layer = layers[i]
-        if layer[PADDED] != layer[Y] and (i > 0 or layer[FEW]):
+        if not layer[TILE] and layer[PADDED] != layer[Y] and (i > 0 or layer[FEW]):
             pad_gradient(layer, s)
         weight_gradient(layer, tables, s, grads)
         if i > 0:
@@ -261,6 +314,10 @@ def unpack(grads, layer, dw, db):
     f_, c_, kh, kw = dw.shape
     for f in range(f_):
         db[f] = grads[layer[DB] + f]
+    if layer[TILE]:
+        winograd.unpack_points(grads, layer[DW], layer[LDY], dw)
+        return
+    for f in range(f_):
         for c in range(c_):
             for tap in range(kh * kw):
                 if layer[FEW]:

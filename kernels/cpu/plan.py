@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .tile import SLACK, lanes
+from .winograd import TILES, N, outputs, step_of
 
 # Columns of the table of layers. Sizes of the convolution:
 C, F, KH, KW, H, W, OH, OW = range(8)
@@ -24,7 +25,8 @@ C, F, KH, KW, H, W, OH, OW = range(8)
 # few filters that the sum, not the filters, is cut into vectors (`tile.dots`):
 LDX, LDY, FEW = range(8, 11)
 # Offsets into the scratch of a thread: input, output (overwritten by its gradient), and the
-# output gradient within a border of zeros (the output itself for a 1x1 kernel):
+# output gradient within a border of zeros (the output itself for a 1x1 kernel; with tiles, see
+# below, where the input gradient is summed):
 X, Y, PADDED = range(11, 14)
 # Offsets into the index tables: output pixels and taps in the input; the few-filter taps, a
 # vector each; input pixels and taps in the padded output gradient:
@@ -33,7 +35,14 @@ PIXELS, TAPS, VECTORS, BACK_PIXELS, BACK_TAPS = range(14, 19)
 FORWARD, BACKWARD, BIAS = range(19, 22)
 # Offsets into the gradients of a chunk:
 DW, DB = range(22, 24)
-FIELDS = 24
+# For layers convolved by Winograd's way, see :mod:`.winograd`: the side of an output tile (0 for
+# the plain sum); offsets into the scratch: input and output at the points; into the index
+# tables: multiples of LDX, of LDY and of 1.
+TILE, X_POINTS, Y_POINTS, X_TILES, Y_TILES, LINE = range(24, 30)
+FIELDS = 30
+
+
+Kernel = tuple[int, int, int, int]  # F, C, KH, KW
 
 
 class Plan(NamedTuple):
@@ -56,18 +65,25 @@ def has_few_filters(C: int, F: int, V: int) -> bool:
     return 5 * F * round_up(C, V) < 4 * round_up(F, V) * C
 
 
-def pixel_strides(channels: Sequence[int], V: int) -> list[int]:
+def ways(kernels: Sequence[Kernel], V: int, winograd: bool) -> tuple[list[int], list[bool]]:
+    """Return how each layer is computed: its tile's side, or 0, and whether it has few filters."""
+    sides = [outputs(*k) if winograd else 0 for k in kernels]
+    few = [not side and has_few_filters(c, f, V)
+           for side, (f, c, _, _) in zip(sides, kernels, strict=True)]
+    return sides, few
+
+
+def pixel_strides(kernels: Sequence[Kernel], few: list[bool], V: int) -> list[int]:
     """Return the floats from pixel to pixel after 0, 1, ... layers of a chain.
 
-    ``channels`` has one entry more than there are layers. Only the image and the output of a
-    last layer with few filters go without padding.
+    Only an image of which single numbers are read and the output of a last layer with few
+    filters go without padding.
     """
-    last = len(channels) - 1
-    strides = [round_up(c, V) for c in channels]
-    if not has_few_filters(channels[0], channels[1], V):
-        strides[0] = channels[0]
-    if has_few_filters(channels[last - 1], channels[last], V):
-        strides[last] = channels[last]
+    strides = [round_up(c, V) for c in (kernels[0][1], *(k[0] for k in kernels))]
+    if kernels[0][1] < V and not few[0]:
+        strides[0] = kernels[0][1]
+    if few[-1]:
+        strides[-1] = kernels[-1][0]
     return strides
 
 
@@ -83,18 +99,29 @@ class _Arena:
         return start
 
 
+def plan_points(layers: Any, scratch: _Arena) -> None:
+    """Give the layers with tiles room for their points: the same, one after the other."""
+    rows = layers[:, TILE] > 0
+    for points, ld in ((X_POINTS, LDX), (Y_POINTS, LDY)):
+        if rows.any():
+            most = int(layers[rows, ld].max())
+            layers[rows, points] = scratch.take(N * N * step_of(most) + SLACK * most)
+
+
 @lru_cache(maxsize=64)
 def plan_chain(
-    kernels: tuple[tuple[int, int, int, int], ...], height: int, width: int, itemsize: int,
-    planar: bool = False,
+    kernels: tuple[Kernel, ...], height: int, width: int, itemsize: int,
+    planar: bool = False, winograd: bool = True,
 ) -> Plan:
     """Plan the training of a chain on patches of ``height`` x ``width``.
 
     ``kernels`` has the shape (F, C, KH, KW) of every layer's weights. With ``planar`` the image
     stays in planes, [channel][pixel], where only single numbers of it are read: LDX is 1 then.
+    Without ``winograd`` every layer is computed as the plain sum.
     """
     V = lanes(itemsize)
-    strides = pixel_strides([kernels[0][1], *(k[0] for k in kernels)], V)
+    sides, few_filters = ways(kernels, V, winograd)
+    strides = pixel_strides(kernels, few_filters, V)
     scratch, packed, grads = _Arena(), _Arena(), _Arena()
     packed.take(max(strides) + SLACK)  # zeros, at offset 0: the start of sums without bias
     layers = np.zeros((len(kernels), FIELDS), np.int64)
@@ -107,8 +134,9 @@ def plan_chain(
         pieces.append(np.pad(flat, (0, round_up(flat.size, 16) - flat.size)))
         return tables.take(flat.size)
 
-    planar = planar and not has_few_filters(kernels[0][1], kernels[0][0], V)
+    planar = planar and not few_filters[0] and not sides[0]
     channel_stride = 1
+    scratch.take(V)  # where tiles of the last row and column put what lies beyond the image
     if planar:
         strides[0], channel_stride = 1, height * width
     y = scratch.take((height * width + SLACK) * (kernels[0][1] if planar else strides[0]))
@@ -119,26 +147,41 @@ def plan_chain(
         x, y = y, scratch.take((OH_ * OW_ + SLACK) * ldy)
         WP = OW_ + 2 * (KW_ - 1)  # with KW-1 columns of zeros on both sides
         is_1x1 = KH_ == KW_ == 1
-        padded = y if is_1x1 else scratch.take((OH_ + 2 * (KH_ - 1)) * WP * ldy + V)
-        few = has_few_filters(C_, F_, V)
+        few = few_filters[i]
+        if sides[i]:
+            padded = scratch.take(H_ * W_ * ldx)
+        elif is_1x1 or (i == 0 and not few):  # the image's gradient is not asked for
+            padded = y
+        else:
+            padded = scratch.take((OH_ + 2 * (KH_ - 1)) * WP * ldy + V)
         u, v = np.arange(KH_)[:, None, None], np.arange(KW_)[:, None]
         row = layers[i]
         row[:] = 0
         row[[C, F, KH, KW, H, W, OH, OW]] = C_, F_, KH_, KW_, H_, W_, OH_, OW_
         row[[LDX, LDY, FEW, X, Y, PADDED]] = ldx, ldy, few, x, y, padded
-        row[PIXELS] = table((np.arange(OH_)[:, None] * W_ + np.arange(OW_)) * ldx)
-        row[TAPS] = table((u * W_ + v) * ldx + np.arange(C_) * channel_stride)
-        row[VECTORS] = table((u * W_ + v) * ldx + np.arange(0, ldx, V))
-        row[BACK_PIXELS] = table((np.arange(H_)[:, None] * WP + np.arange(W_)) * ldy)
-        row[BACK_TAPS] = table(((KH_ - 1 - u) * WP + KW_ - 1 - v) * ldy + np.arange(F_))
-        row[FORWARD] = packed.take(KH_ * KW_ * (F_ * ldx if few else C_ * ldy))
-        # The gradient of an image that lies in planes is never asked for.
-        row[BACKWARD] = -1 if planar and i == 0 else packed.take(KH_ * KW_ * F_ * ldx)
-        row[BIAS] = packed.take(ldy)
-        row[DW] = grads.take((KH_ * KW_ * F_ + SLACK) * ldx if few
-                             else (KH_ * KW_ * C_ + SLACK) * ldy)
+        row[TILE] = sides[i]
+        if row[TILE]:
+            row[X_TILES] = table(np.arange(TILES) * ldx)
+            row[Y_TILES] = table(np.arange(TILES) * ldy)
+            row[LINE] = table(np.arange(max(C_, F_)))
+            points = N * N
+            row[DW] = grads.take(points * (C_ + SLACK) * ldy)
+        else:
+            row[PIXELS] = table((np.arange(OH_)[:, None] * W_ + np.arange(OW_)) * ldx)
+            row[TAPS] = table((u * W_ + v) * ldx + np.arange(C_) * channel_stride)
+            row[VECTORS] = table((u * W_ + v) * ldx + np.arange(0, ldx, V))
+            row[BACK_PIXELS] = table((np.arange(H_)[:, None] * WP + np.arange(W_)) * ldy)
+            row[BACK_TAPS] = table(((KH_ - 1 - u) * WP + KW_ - 1 - v) * ldy + np.arange(F_))
+            points = KH_ * KW_
+            row[DW] = grads.take((points * F_ + SLACK) * ldx if few
+                                 else (points * C_ + SLACK) * ldy)
         row[DB] = grads.take(ldy)
+        row[FORWARD] = packed.take(points * (F_ * ldx if few else C_ * ldy))
+        # The gradient of an image that lies in planes is never asked for.
+        row[BACKWARD] = -1 if planar and i == 0 else packed.take(points * F_ * ldx)
+        row[BIAS] = packed.take(ldy)
         H_, W_, channel_stride = OH_, OW_, 1
+    plan_points(layers, scratch)
     return Plan(layers, np.concatenate(pieces), scratch.size, packed.size, grads.size)
 
 

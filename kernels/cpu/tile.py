@@ -63,7 +63,7 @@ FMA = SIMD in ("avx512", "avx2", "neon")
 # (P, NV) of the wide, middle and narrow tile: as many accumulators as the registers hold,
 # and P offsets that fit the address registers.
 (WIDE_P, WIDE_NV), (MIDDLE_P, MIDDLE_NV), (NARROW_P, NARROW_NV) = {
-    "avx512": ((6, 4), (9, 2), (8, 1)),
+    "avx512": ((6, 4), (8, 2), (8, 1)),
     "avx2": ((6, 2), (6, 2), (10, 1)),
     "neon": ((6, 4), (8, 2), (8, 1)),
     "sse": ((6, 2), (6, 2), (8, 1)),

@@ -91,7 +91,7 @@ def backward_weight(x, dy, N, layers, tables, s, grads, counter):
 
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
     """Valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
-    return _convolve(x, w, b, 0, 0)
+    return convolve(x, w, b)
 
 
 def conv2d_backward_input(dy: Array, w: Array) -> Array:
@@ -101,13 +101,15 @@ def conv2d_backward_input(dy: Array, w: Array) -> Array:
     a convolution of dy, within KH-1 rows and KW-1 columns of zeros, with the flipped filters.
     """
     flipped = np.ascontiguousarray(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
-    return _convolve(dy, flipped, np.zeros(w.shape[1], w.dtype), w.shape[2] - 1, w.shape[3] - 1)
+    return convolve(dy, flipped, np.zeros(w.shape[1], w.dtype), w.shape[2] - 1, w.shape[3] - 1)
 
 
-def _convolve(x: Array, w: Array, b: Array, pad_rows: int, pad_columns: int) -> Array:
+def convolve(x: Array, w: Array, b: Array, pad_rows: int = 0, pad_columns: int = 0,
+             winograd: bool = False) -> Array:
+    """:func:`conv2d_forward` of x within a border of zeros."""
     N, name = x.shape[0], x.dtype.name
     height, width = x.shape[2] + 2 * pad_rows, x.shape[3] + 2 * pad_columns
-    plan = plan_chain((w.shape,), height, width, w.itemsize, planar=True)
+    plan = plan_chain((w.shape,), height, width, w.itemsize, planar=True, winograd=winograd)
     packed = aligned(1, plan.packed, w.dtype)[0]
     pack.compile(name)(w, b, plan.layers[0], packed)
     scratch = aligned(min(workers.get_threads(), N), plan.scratch, w.dtype)
@@ -119,12 +121,12 @@ def _convolve(x: Array, w: Array, b: Array, pad_rows: int, pad_columns: int) -> 
     return y
 
 
-def conv2d_backward_weight(x: Array, dy: Array) -> Array:
+def conv2d_backward_weight(x: Array, dy: Array, winograd: bool = False) -> Array:
     """Weight gradient: x (N,C,H,W) and dy (N,F,OH,OW) to dw (F,C,KH,KW)."""
     N, C_, H_, W_ = x.shape
     _, F_, OH_, OW_ = dy.shape
     shape = (F_, C_, H_ - OH_ + 1, W_ - OW_ + 1)
-    plan = plan_chain((shape,), H_, W_, x.itemsize, planar=True)
+    plan = plan_chain((shape,), H_, W_, x.itemsize, planar=True, winograd=winograd)
     per_chunk = -(-N // 32)
     chunks = -(-N // per_chunk)
     grads = aligned(chunks, plan.grads, x.dtype)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import types
 
+from . import winograd
 from .chain import take_next
 from .jit import const, inner, kernel
 from .plan import (
@@ -33,51 +34,68 @@ from .plan import (
     KW,
     LDX,
     LDY,
+    OH,
     TAPS,
+    TILE,
     VECTORS,
+    X_POINTS,
+    Y_POINTS,
     C,
     F,
+    H,
+    Kernel,
     Plan,
     X,
     Y,
     _Arena,
-    has_few_filters,
     pixel_strides,
+    plan_points,
     round_up,
+    ways,
 )
 from .tile import BITS, SLACK, dots, lanes, product
+from .winograd import TILES, N
 
 
 def plan_whole(
-    kernels: Sequence[tuple[int, int, int, int]], strip_width: int, itemsize: int
+    kernels: Sequence[Kernel], strip_width: int, itemsize: int
 ) -> Plan:
     """Plan the rings for strips of up to ``strip_width`` output pixels; see `plan.plan_chain`.
 
-    X and Y are here the starts of the rings, VECTORS and TAPS the lengths of their rows, in
-    floats; the tables hold room for the offsets of the taps, which change from row to row.
+    X and Y are here the starts of the rings, H and OH the numbers of their rows, TAPS and VECTORS
+    the lengths of those, in floats; the tables hold room for the offsets of the taps, which
+    change from row to row.
     """
     V = lanes(itemsize)
-    strides = pixel_strides([kernels[0][1], *(k[0] for k in kernels)], V)
+    sides, few_filters = ways(kernels, V, winograd=True)
+    strides = pixel_strides(kernels, few_filters, V)
     scratch, packed = _Arena(), _Arena()
     packed.take(max(strides) + SLACK)
+    scratch.take(V)
     layers = np.zeros((len(kernels), FIELDS), np.int64)
-    halo = sum(k[3] - 1 for k in kernels)
-    most_taps, pixels = 0, strip_width + halo + SLACK
+    halo = sum(k[3] - 1 + 2 * side for k, side in zip(kernels, sides, strict=True))
+    pixels = strip_width + halo + SLACK
+    most_taps, above = 0, 1
     for i, (f, c, kh, kw) in enumerate(kernels):
         ldx, ldy = strides[i], strides[i + 1]
-        few = has_few_filters(c, f, V)
-        row = layers[i]
-        row[[C, F, KH, KW, LDX, LDY, FEW]] = c, f, kh, kw, ldx, ldy, few
+        row, side, few = layers[i], max(sides[i], 1), few_filters[i]
+        row[[C, F, KH, KW, LDX, LDY, FEW, TILE]] = c, f, kh, kw, ldx, ldy, few, sides[i]
+        row[H] = side + kh - 1 + above - 1
         row[TAPS] = round_up(pixels * ldx, 16)
         row[VECTORS] = round_up(pixels * ldy, 16)
-        row[X] = scratch.take(kh * row[TAPS])
-        row[FORWARD] = packed.take(kh * kw * (f * ldx if few else c * ldy))
+        row[X] = scratch.take(row[H] * row[TAPS])
+        points = N * N if sides[i] else kh * kw
+        row[FORWARD] = packed.take(points * (f * ldx if few else c * ldy))
         row[BIAS] = packed.take(ldy)
         row[BACKWARD] = -1  # not needed, not packed
         most_taps = max(most_taps, kh * kw * (ldx // V if few else c))
-    layers[:-1, Y] = layers[1:, X]
-    layers[-1, Y] = scratch.take(layers[-1, VECTORS])
-    return Plan(layers, np.empty(pixels + most_taps, np.int64), scratch.size, packed.size, 0)
+        above = side
+    layers[:-1, Y], layers[:-1, OH] = layers[1:, X], layers[1:, H]
+    layers[-1, OH] = above
+    layers[-1, Y] = scratch.take(above * layers[-1, VECTORS])
+    plan_points(layers, scratch)
+    tables = np.empty(max(pixels, TILES + SLACK) + most_taps, np.int64)
+    return Plan(layers, tables, scratch.size, packed.size, 0)
 
 
 @inner
@@ -85,18 +103,22 @@ def needed(layers, first, last, length, axis):
     """Which rows (axis KH) or columns (KW) of each layer's output a strip needs.
 
     Row l of the result is (first, end) of what layer l has to compute, l = 0 being the image;
-    and (first, end) of what the next layer reads, which may reach over the image's border.
+    and (first, end) of what its ring holds, which may reach over the image's border. Layers
+    with tiles compute whole ones, which lie at the same places in every strip.
     """
     L = layers.shape[0]
     ranges = np.empty((L + 1, 4), np.int64)
-    ranges[L, 0] = ranges[L, 2] = first
-    ranges[L, 1] = ranges[L, 3] = last
-    for i in range(L - 1, -1, -1):
-        size = layers[i, axis]
-        ranges[i, 2] = ranges[i + 1, 0] - (size - 1) // 2
-        ranges[i, 3] = ranges[i + 1, 1] + size // 2
-        ranges[i, 0] = max(ranges[i, 2], 0)
-        ranges[i, 1] = min(ranges[i, 3], length)
+    ranges[L, 2], ranges[L, 3] = first, last
+    for i in range(L, -1, -1):
+        side = max(layers[i - 1, TILE], 1) if i > 0 else 1
+        ranges[i, 0] = max(ranges[i, 2], 0) // side * side
+        end = (min(ranges[i, 3], length) + side - 1) // side * side
+        ranges[i, 1] = min(end, length)
+        ranges[i, 2], ranges[i, 3] = min(ranges[i, 2], ranges[i, 0]), max(ranges[i, 3], end)
+        if i > 0:
+            size = layers[i - 1, axis]
+            ranges[i - 1, 2] = ranges[i, 0] - (size - 1) // 2
+            ranges[i - 1, 3] = end + size // 2
     return ranges
 
 
@@ -123,9 +145,8 @@ def replicate_ends(s, at, columns, ld):
 
 
 @inner
-def convolve_row(layer, row, H, n, at, packed, s, tables, relu):
+def convolve_row(layer, row, H_, n, at, shift, packed, s, tables, low):
     """Make n pixels of one row of a layer's output at ``at``, from the rows in its ring."""
-    low = s.dtype.type(0.0) if relu else s.dtype.type(-np.inf)
     kh, kw, ld, channels = layer[KH], layer[KW], layer[LDX], layer[C]
     for p in range(n + SLACK):
         tables[p] = p * ld
@@ -133,9 +154,9 @@ def convolve_row(layer, row, H, n, at, packed, s, tables, relu):
     V = BITS // (8 * s.itemsize)
     k = 0
     for u in range(kh):
-        slot = min(max(row + u - (kh - 1) // 2, 0), H - 1) % kh
+        slot = min(max(row + u - (kh - 1) // 2, 0), H_ - 1) % layer[H]
         for v in range(kw):
-            start = slot * layer[TAPS] + v * ld
+            start = slot * layer[TAPS] + (shift + v) * ld
             for c in range(0, ld if layer[FEW] else channels, V if layer[FEW] else 1):
                 cols[k] = start + c
                 k += 1
@@ -149,36 +170,75 @@ def convolve_row(layer, row, H, n, at, packed, s, tables, relu):
 
 
 @inner
-def predict_strip(image, y, H, W, top, bottom, left, right, layers, packed, s, tables):
+def convolve_tiles(layer, row, end, H_, n, start, shift, packed, s, tables, low):
+    """Make the tiles of rows ``row`` to ``end`` of a layer's output; else as `convolve_row`."""
+    m, ld = layer[TILE], layer[LDX]
+    tiles, line = tables[:TILES + SLACK], tables[TILES + SLACK:]
+    for t in range(tiles.size):
+        tiles[t] = t * ld
+    for c in range(layer[C]):
+        line[c] = c
+    x = winograd.Maps(layer[X] + shift * ld, ld, layer[TAPS], layer[H], H_, n + 2 * N)
+    y = winograd.Maps(start, layer[LDY], layer[VECTORS], layer[OH], end, n)
+    across = (n + m - 1) // m
+    first = row // m * across
+    winograd.convolve(s, x, y, m, (layer[KH] - 1) // 2, first, first + across, across,
+                      tiles, line, layer[C], packed, layer[FORWARD], layer[BIAS],
+                      layer[X_POINTS], layer[Y_POINTS], low)
+
+
+@inner
+def convolve_next(layer, row, rows, before, reach, H_, packed, s, tables, relu):
+    """Make the next row or row of tiles of a layer; return the row after it.
+
+    ``before`` and ``reach`` are the columns of its input and output, see `needed`.
+    """
+    low = s.dtype.type(0.0) if relu else s.dtype.type(-np.inf)
+    n, ld = reach[1] - reach[0], layer[LDY]
+    shift = reach[0] - (layer[KW] - 1) // 2 - before[2]
+    start = layer[Y] + (reach[0] - reach[2]) * ld
+    end = min(row + max(layer[TILE], 1), rows[1])
+    if layer[TILE]:
+        convolve_tiles(layer, row, end, H_, n, start, shift, packed, s, tables, low)
+    else:
+        convolve_row(layer, row, H_, n, start + row % layer[OH] * layer[VECTORS], shift,
+                     packed, s, tables, low)
+    for i in range(row, end):
+        replicate_ends(s, layer[Y] + i % layer[OH] * layer[VECTORS], reach, ld)
+    return end
+
+
+@inner
+def predict_strip(image, y, H_, W_, top, bottom, left, right, layers, packed, s, tables):
     """Fill the pixels [top, bottom) x [left, right) of y (F,H,W), flat."""
     L = layers.shape[0]
-    rows = needed(layers, top, bottom, H, KH)
-    columns = needed(layers, left, right, W, KW)
-    below = 0  # by how many rows the last layer lags behind the image
-    for i in range(L):
-        below += layers[i, KH] // 2
-    for step in range(rows[0, 0], bottom + below):
-        row = step
-        if row < rows[0, 1]:
-            at = layers[0, X] + row % layers[0, KH] * layers[0, TAPS]
-            load_row(image, row, columns[0], layers[0, C], H, W, s, at, layers[0, LDX])
-        for i in range(L):
-            layer = layers[i]
-            row -= layer[KH] // 2
-            if row < rows[i + 1, 0] or row >= rows[i + 1, 1]:
-                continue
-            reach = columns[i + 1]
-            at = layer[Y]
-            if i < L - 1:
-                at += row % layers[i + 1, KH] * layer[VECTORS]
-            convolve_row(layer, row, H, reach[1] - reach[0],
-                         at + (reach[0] - reach[2]) * layer[LDY], packed, s, tables, i < L - 1)
-            replicate_ends(s, at, reach, layer[LDY])
-            if i == L - 1:
-                for f in range(layer[F]):
-                    start = (f * H + row) * W + left
+    rows = needed(layers, top, bottom, H_, KH)
+    columns = needed(layers, left, right, W_, KW)
+    ready = rows[:, 0].copy()  # the first row of the image and of each layer that is not there yet
+    last = layers[L - 1]
+    while ready[L] < rows[L, 1]:
+        # The first layer, from the last one back, that has all it reads; else the image's turn.
+        i = L
+        while i > 0:
+            reads = ready[i] + max(layers[i - 1, TILE], 1) + layers[i - 1, KH] // 2
+            if ready[i - 1] >= min(reads, rows[i - 1, 1]):
+                break
+            i -= 1
+        if i == 0:
+            at = layers[0, X] + ready[0] % layers[0, H] * layers[0, TAPS]
+            load_row(image, ready[0], columns[0], layers[0, C], H_, W_, s, at, layers[0, LDX])
+            ready[0] += 1
+            continue
+        row = ready[i]
+        ready[i] = convolve_next(layers[i - 1], row, rows[i], columns[i - 1], columns[i], H_,
+                                 packed, s, tables, i < L)
+        if i == L:
+            for r in range(max(row, top), min(ready[L], bottom)):
+                at = last[Y] + r % last[OH] * last[VECTORS] + (left - columns[L, 2]) * last[LDY]
+                for f in range(last[F]):
+                    start = (f * H_ + r) * W_ + left
                     for j in range(right - left):
-                        y[start + j] = s[at + j * layer[LDY] + f]
+                        y[start + j] = s[at + j * last[LDY] + f]
 
 
 @kernel(
