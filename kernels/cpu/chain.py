@@ -12,12 +12,8 @@ result does not depend on the number of threads, nor on who was faster, bit for 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from . import winograd
 from .jit import const, inner, kernel
@@ -55,19 +51,10 @@ from .plan import (
     Y,
 )
 from .tile import BITS, SLACK, dots, product
+from .workers import take_next
 
 # Pixels whose dy the weight gradient takes at a time: they stay in L1 for all taps.
 _BLOCK = 64
-
-
-@intrinsic
-def take_next(typingctx: Any, counter: Any) -> Any:
-    """Return counter[0] and add 1 to it, as one step: no two threads get the same number."""
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        place = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
-
-    return types.int64(counter), codegen
 
 
 @inner

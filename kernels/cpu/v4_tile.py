@@ -19,13 +19,13 @@ from .chain import (
     forward_layer,
     pack,
     pad_gradient,
-    take_next,
     unpack,
     weight_gradient,
 )
 from .jit import const, inner, kernel
 from .layout import copy, load_pixels, store_planes
 from .plan import FEW, LDX, LDY, OH, OW, PADDED, C, F, H, W, X, Y, aligned, plan_chain
+from .workers import take_next
 
 Array = Any
 
@@ -114,10 +114,11 @@ def convolve(x: Array, w: Array, b: Array, pad_rows: int = 0, pad_columns: int =
     pack.compile(name)(w, b, plan.layers[0], packed)
     scratch = aligned(min(workers.get_threads(), N), plan.scratch, w.dtype)
     y = np.empty((N, w.shape[0], height - w.shape[2] + 1, width - w.shape[3] + 1), x.dtype)
-    function, counter = forward.compile(name), np.zeros(1, np.int64)
+    function = forward.compile(name)
     flat_x, flat_y = x.reshape(-1), y.reshape(-1)
-    workers.run(lambda i: function(flat_x, flat_y, N, pad_rows, pad_columns, plan.layers,
-                                   plan.tables, packed, scratch[i], counter), len(scratch))
+    workers.run(lambda i, counter: function(flat_x, flat_y, N, pad_rows, pad_columns, plan.layers,
+                                            plan.tables, packed, scratch[i], counter),
+                len(scratch))
     return y
 
 
@@ -132,10 +133,10 @@ def conv2d_backward_weight(x: Array, dy: Array, winograd: bool = False) -> Array
     grads = aligned(chunks, plan.grads, x.dtype)
     scratch = aligned(min(workers.get_threads(), chunks), plan.scratch, x.dtype)
     name = x.dtype.name
-    function, counter = backward_weight.compile(name), np.zeros(1, np.int64)
+    function = backward_weight.compile(name)
     x, dy = x.reshape(-1), dy.reshape(-1)
-    workers.run(lambda i: function(x, dy, N, plan.layers, plan.tables, scratch[i], grads, counter),
-                len(scratch))
+    workers.run(lambda i, counter: function(x, dy, N, plan.layers, plan.tables, scratch[i], grads,
+                                            counter), len(scratch))
     add_chunks.compile(name)(grads)
     dw, db = np.empty(shape, x.dtype), np.empty(F_, x.dtype)
     unpack.compile(name)(grads[0], plan.layers[0], dw, db)

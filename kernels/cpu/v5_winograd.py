@@ -12,11 +12,12 @@ import numpy as np
 from numba import types
 
 from . import v4_tile, workers
-from .chain import input_gradient, pack, take_next
+from .chain import input_gradient, pack
 from .jit import const, kernel
 from .layout import load_pixels, store_planes
 from .plan import LDX, LDY, OH, OW, C, F, H, W, X, Y, aligned, plan_chain
 from .winograd import outputs
+from .workers import take_next
 
 Array = Any
 
@@ -57,8 +58,8 @@ def conv2d_backward_input(dy: Array, w: Array) -> Array:
     pack.compile(name)(w, np.zeros(F_, w.dtype), plan.layers[0], packed)
     scratch = aligned(min(workers.get_threads(), N), plan.scratch, w.dtype)
     dx = np.empty((N, C_, height, width), dy.dtype)
-    function, counter = backward_input.compile(name), np.zeros(1, np.int64)
+    function = backward_input.compile(name)
     flat_dy, flat_dx = dy.reshape(-1), dx.reshape(-1)
-    workers.run(lambda i: function(flat_dy, flat_dx, N, plan.layers, plan.tables, packed,
-                                   scratch[i], counter), len(scratch))
+    workers.run(lambda i, counter: function(flat_dy, flat_dx, N, plan.layers, plan.tables, packed,
+                                            scratch[i], counter), len(scratch))
     return dx

@@ -22,7 +22,6 @@ import numpy as np
 from numba import types
 
 from . import winograd
-from .chain import take_next
 from .jit import const, inner, kernel
 from .plan import (
     BACKWARD,
@@ -55,6 +54,7 @@ from .plan import (
 )
 from .tile import BITS, SLACK, dots, lanes, product
 from .winograd import TILES, N
+from .workers import take_next
 
 
 def plan_whole(
@@ -279,7 +279,7 @@ def predict(image, y, H, W, strip_height, strip_width, layers, packed, scratch, 
 def strip_size(image: tuple[int, int], threads: int) -> tuple[int, int]:
     """Choose the strips of an image: narrow enough for the cache, enough for all threads."""
     H, W = image
-    width = W if W <= 256 else round_up(-(-W // round(W / 192)), 2)
+    width = round_up(-(-W // -(-W // 224)), 4)  # whole tiles
     across = -(-W // width)
     down = max(1, min(-(-4 * threads // across), H // 64))
-    return -(-H // down), width
+    return round_up(-(-H // down), 4), width

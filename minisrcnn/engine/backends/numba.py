@@ -193,10 +193,10 @@ def chain_loss_and_gradients(
     partial = aligned(chunks, plan.grads, dtype)
     scratch = aligned(min(workers.get_threads(), chunks), plan.scratch, dtype)
     losses = np.empty(chunks)
-    train, counter = chain.train.compile(name), np.zeros(1, np.int64)
+    train = chain.train.compile(name)
     flat_x, flat_t, scale = x.reshape(-1), t.reshape(-1), dtype.type(2 / t.size)
-    workers.run(lambda i: train(flat_x, flat_t, N, scale, plan.layers, plan.tables, packed,
-                                scratch[i], partial, losses, counter), len(scratch))
+    workers.run(lambda i, counter: train(flat_x, flat_t, N, scale, plan.layers, plan.tables, packed,
+                                         scratch[i], partial, losses, counter), len(scratch))
     chain.add_chunks.compile(name)(partial)
     grads = {key: np.empty_like(value) for key, value in params.items()}
     new = list(grads.values())
@@ -242,10 +242,10 @@ def _predict(
     y = np.empty((pairs[-1][0].shape[0], H, W), image.dtype)
     packed, scratch = _pack(pairs, plan), aligned(threads, plan.scratch, image.dtype)
     tables = np.empty((threads, plan.tables.size), np.int64)
-    predict, counter = whole.predict.compile(image.dtype.name), np.zeros(1, np.int64)
+    predict = whole.predict.compile(image.dtype.name)
     flat, flat_y = image.reshape(-1), y.reshape(-1)
-    workers.run(lambda i: predict(flat, flat_y, H, W, height, width, plan.layers, packed,
-                                  scratch[i], tables[i], counter), threads)
+    workers.run(lambda i, counter: predict(flat, flat_y, H, W, height, width, plan.layers, packed,
+                                           scratch[i], tables[i], counter), threads)
     return y
 
 
