@@ -28,6 +28,8 @@ SHAPES = [
     (1, 40, 7, 4, 2, 4, 3),
     (1, 16, 10, 9, 19, 3, 3),
     (3, 21, 5, 6, 17, 5, 5),
+    (35, 6, 8, 9, 9, 1, 1),
+    (1, 5, 25, 131, 70, 1, 1),
 ]
 
 
@@ -64,7 +66,8 @@ def assert_close(got, want, dtype):
 
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, "float32") for name in VERSIONS),
-                        ("v4_tile", "float64"), ("v5_winograd", "float64")]
+                        ("v4_tile", "float64"), ("v5_winograd", "float64"),
+                        ("v6_planes", "float64")]
 )
 def test_version_agrees_with_scipy(name, dtype):
     kernels = version(name)
@@ -91,18 +94,19 @@ def test_arguments_are_left_alone_and_may_be_read_only():
             np.testing.assert_array_equal(a, old)
 
 
+@pytest.mark.parametrize("name", ["v4_tile", "v6_planes"])
 @settings(max_examples=40, deadline=None)
 @given(
-    sizes=st.tuples(*[st.integers(1, n) for n in (4, 20, 7, 7, 35)]),
-    kernel_size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    sizes=st.tuples(*[st.integers(1, n) for n in (4, 20, 13, 13, 35)]),
+    kernel_size=st.one_of(st.just((1, 1)), st.tuples(st.integers(1, 7), st.integers(1, 7))),
     seed=st.integers(0, 2**16),
 )
-def test_tile_takes_any_shape(sizes, kernel_size, seed):
+def test_any_shape(name, sizes, kernel_size, seed):
     N, C, H, W, F = sizes
     shape = (N, C, H, W, F, min(kernel_size[0], H), min(kernel_size[1], W))
     x, w, b, dy = draw(shape, "float32", seed)
     y, dx, dw = oracle(x, w, b, dy)
-    kernels = version("v4_tile")
+    kernels = version(name)
     # Cancellation may leave one result small, so the scale is that of the sum of magnitudes.
     Y, DX, DW = oracle(abs(x), abs(w), abs(b), abs(dy))
     for got, want, scale in ((kernels.conv2d_forward(x, w, b), y, Y),

@@ -247,7 +247,14 @@ x = rng.random((3, 1, 9, 8), np.float32)
 t = rng.random((3, 1, 5, 4), np.float32)
 loss, grads = backend.chain_loss_and_gradients(params, x, t)
 y = backend.chain_predict(params, x[0])
-np.savez(OUT, y=y, loss=loss, **grads)
+ops = {}
+for size in (1, 5):
+    x, w, dy = (rng.standard_normal(shape).astype(np.float32) for shape in (
+        (3, 17, 9, 11), (19, 17, size, size), (3, 19, 10 - size, 12 - size)))
+    ops[f"y{size}"] = backend.conv2d_forward(x, w, w[:, 0, 0, 0].copy())
+    ops[f"dx{size}"] = backend.conv2d_backward_input(dy, w)
+    ops[f"dw{size}"] = backend.conv2d_backward_weight(x, dy)
+np.savez(OUT, y=y, loss=loss, **grads, **ops)
 """
 
 

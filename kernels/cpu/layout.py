@@ -40,20 +40,12 @@ def _transpose(
         def start(matrix: Any, ld: Any, i: int) -> Any:
             return e.at(matrix, builder.mul(ld, ir.Constant(ir.IntType(64), i)))
 
-        def pick(x: Any, y: Any, lanes: list[int]) -> Any:
-            return builder.shuffle_vector(
-                x, y, ir.Constant(ir.VectorType(ir.IntType(32), e.V), lanes))
-
         rows = [e.load(start(a, lda, i)) for i in range(e.V)]
         half = e.V // 2
         while half:
-            # Lanes of y count from V on; lane l with bit `half` belongs to the right half.
-            upper = [e.V + lane - half if lane & half else lane for lane in range(e.V)]
-            lower = [e.V + lane if lane & half else lane + half for lane in range(e.V)]
             for i in range(e.V):
                 if not i & half:
-                    x, y = rows[i], rows[i + half]
-                    rows[i], rows[i + half] = pick(x, y, upper), pick(x, y, lower)
+                    rows[i], rows[i + half] = e.exchange(rows[i], rows[i + half], half)
             half //= 2
         for i, row in enumerate(rows):
             e.store(row, start(b, ldb, i))

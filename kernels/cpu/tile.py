@@ -127,6 +127,41 @@ class _Emit:
         """max(value, low); NaN stays NaN."""
         return self.b.select(self.b.fcmp_ordered("<", value, low), low, value)
 
+    def load_first(self, n: Any, pointer: Any) -> Any:
+        """Load n numbers, n < V; the other lanes are zero, and nothing beyond is read."""
+        i1, i32 = ir.IntType(1), ir.IntType(32)
+        masks = ir.VectorType(i1, self.V)
+        lane = ir.Constant(ir.VectorType(i32, self.V), list(range(self.V)))
+        undefined = ir.Constant(lane.type, ir.Undefined)
+        first = self.b.insert_element(undefined, n, ir.Constant(i32, 0))
+        n = self.b.shuffle_vector(first, undefined, ir.Constant(lane.type, [0] * self.V))
+        mask = self.b.icmp_signed("<", lane, n)
+        pointer = self.b.bitcast(pointer, self.vector.as_pointer())
+        load = cgutils.get_or_insert_function(
+            self.b.module, ir.FunctionType(self.vector, [pointer.type, i32, masks, self.vector]),
+            f"llvm.masked.load.v{self.V}f{8 * self.align}.p0")
+        zero = ir.Constant(self.vector, [0.0] * self.V)
+        return self.b.call(load, [pointer, ir.Constant(i32, self.align), mask, zero])
+
+    def exchange(self, x: Any, y: Any, half: int) -> tuple[Any, Any]:
+        """Return x and y after y's lanes without bit ``half`` and x's with it changed places."""
+        def pick(lanes: list[int]) -> Any:
+            return self.b.shuffle_vector(
+                x, y, ir.Constant(ir.VectorType(ir.IntType(32), self.V), lanes))
+
+        # Lanes of y count from V on.
+        return (pick([self.V + i - half if i & half else i for i in range(self.V)]),
+                pick([self.V + i if i & half else i + half for i in range(self.V)]))
+
+    def sum_each(self, vectors: list[Any]) -> Any:
+        """Sum the lanes of each of V vectors, to the lanes of one."""
+        half = self.V // 2
+        while half:
+            vectors = [self.b.fadd(*self.exchange(vectors[i], vectors[i + half], half))
+                       for i in range(half)]
+            half //= 2
+        return vectors[0]
+
     def sum_lanes(self, value: Any) -> Any:
         """Sum the lanes of a vector in halves: always the same tree."""
         n = self.V

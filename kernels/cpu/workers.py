@@ -5,10 +5,11 @@ with Numba's ``prange`` (which version 2 shows) this compiles in half the time, 
 and being called from several threads at once.
 
 The threads share out their work by a counter, :func:`take_next`, so whoever calls would finish
-alone: nobody ever waits for a thread that has not started. A thread that has nothing to do watches,
-for a quarter of a millisecond, for the next job, in compiled code that holds no lock, and only then
-goes to sleep. Waking a sleeper takes some 50 microseconds, a tenth of a small convolution; in
-a loop of them nobody sleeps. The caller watches in the same way, somewhat longer, for the others to finish.
+alone: nobody ever waits for a thread that has not started. A thread that has nothing to do
+watches for the next job, for a quarter of a millisecond, in compiled code that holds no lock, and
+only then goes to sleep. Waking a sleeper takes some 50 microseconds, a tenth of a small
+convolution; in a loop of them nobody sleeps. The caller watches in the same way, somewhat
+longer, for the others to finish.
 """
 
 from __future__ import annotations

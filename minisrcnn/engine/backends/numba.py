@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minisrcnn.kernels.cpu import chain, pointwise, v5_winograd, whole, workers
+from minisrcnn.kernels.cpu import chain, pointwise, v6_planes, whole, workers
 from minisrcnn.kernels.cpu.plan import aligned, plan_chain
 
 from ._checks import (
@@ -85,19 +85,19 @@ def set_threads(count: int) -> None:
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
     """Valid convolution (cross-correlation) plus bias; see ``reference.conv2d_forward``."""
     check_conv2d_forward(x, w, b, _ACCEPTS)
-    return v5_winograd.conv2d_forward(x, w, b)
+    return v6_planes.conv2d_forward(x, w, b)
 
 
 def conv2d_backward_input(dy: Array, w: Array) -> Array:
     """Gradient with respect to the input; see ``reference.conv2d_backward_input``."""
     check_conv2d_backward_input(dy, w, _ACCEPTS)
-    return v5_winograd.conv2d_backward_input(dy, w)
+    return v6_planes.conv2d_backward_input(dy, w)
 
 
 def conv2d_backward_weight(x: Array, dy: Array) -> Array:
     """Gradient with respect to the filters; see ``reference.conv2d_backward_weight``."""
     check_conv2d_backward_weight(x, dy, _ACCEPTS)
-    return v5_winograd.conv2d_backward_weight(x, dy)
+    return v6_planes.conv2d_backward_weight(x, dy)
 
 
 def conv2d_backward_bias(dy: Array) -> Array:
