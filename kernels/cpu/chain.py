@@ -15,8 +15,8 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from . import winograd
-from .jit import const, inner, kernel
+from . import winograd, winograd1d
+from .jit import const, inner, kernel, once
 from .layout import load_pixels
 from .plan import (
     BACK_PIXELS,
@@ -33,6 +33,7 @@ from .plan import (
     LDY,
     LINE,
     OH,
+    ONE_D,
     OW,
     PADDED,
     PIXELS,
@@ -58,54 +59,82 @@ _BLOCK = 64
 
 
 @inner
-def pack_layer(w, b, layer, packed):
-    """Lay the weights w (F,C,KH,KW) and biases out as the tiles read them; see `tile.product`."""
-    f_, c_, kh, kw = w.shape
-    ldx, ldy, few = layer[LDX], layer[LDY], layer[FEW]
-    forward, backward, bias = layer[FORWARD], layer[BACKWARD], layer[BIAS]
-    for f in range(f_):
-        packed[bias + f] = b[f]
-    if layer[TILE]:
-        winograd.pack_points(w, False, packed, forward, ldy)
-        if backward >= 0:
-            winograd.pack_points(w, True, packed, backward, ldx)
-        return
-    for f in range(f_):
-        for c in range(c_):
-            for tap in range(kh * kw):
-                value = w[f, c, tap // kw, tap % kw]
-                if backward >= 0:
-                    packed[backward + (tap * f_ + f) * ldx + c] = value
-                if few:
-                    packed[forward + (f * kh * kw + tap) * ldx + c] = value
-                else:
-                    packed[forward + (tap * c_ + c) * ldy + f] = value
+def scatter(w, packed, at, step_f, step_c, step_tap):
+    """packed[at + f step_f + c step_c + tap step_tap] = w[f, c, u, v], tap = u KW + v."""
+    F_, C_, KH_, KW_ = w.shape
+    for f in range(F_):
+        for c in range(C_):
+            to = at + f * step_f + c * step_c
+            for u in range(KH_):
+                for v in range(KW_):
+                    packed[to] = w[f, c, u, v]
+                    to += step_tap
+
+
+@inner
+def gather(grads, at, step_f, step_c, step_tap, dw):
+    """Undo :func:`scatter`: dw[f, c, u, v] = grads[at + f step_f + c step_c + tap step_tap]."""
+    F_, C_, KH_, KW_ = dw.shape
+    for f in range(F_):
+        for c in range(C_):
+            start = at + f * step_f + c * step_c
+            for u in range(KH_):
+                for v in range(KW_):
+                    dw[f, c, u, v] = grads[start]
+                    start += step_tap
 
 
 @kernel(lambda t: (const(t, 4), const(t, 1), const(types.int64, 1), t[::1]))
 def pack(w, b, layer, packed):
-    """Pack one layer's parameters; ``packed`` starts as zeros."""
-    pack_layer(w, b, layer, packed)
+    """Lay one layer's weights w (F,C,KH,KW) and biases out as the tiles read them.
+
+    See `tile.product`; ``packed`` starts as zeros.
+    """
+    taps, ldx, ldy = layer[KH] * layer[KW], layer[LDX], layer[LDY]
+    forward, backward = layer[FORWARD], layer[BACKWARD]
+    for f in range(layer[F]):
+        packed[layer[BIAS] + f] = b[f]
+    if layer[ONE_D]:
+        winograd1d.pack_points(w, packed, forward, ldy)
+    elif layer[TILE]:
+        for f_first in range(2 if backward >= 0 else 1):
+            winograd.pack_points(w, f_first == 1, packed, backward if f_first else forward,
+                                 ldx if f_first else ldy)
+    else:
+        if layer[FEW]:
+            scatter(w, packed, forward, taps * ldx, 1, ldx)
+        else:
+            scatter(w, packed, forward, 1, ldy, layer[C] * ldy)
+        if backward >= 0:
+            scatter(w, packed, backward, ldx, 1, layer[F] * ldx)
 
 
 @inner
 def maps(layer):
-    """Where the layer's input and output lie, and its output's tiles: in a row, and in all."""
+    """Where the layer's input and output lie, and its output's tiles: in a row, and in a column."""
     x = winograd.Maps(layer[X], layer[LDX], layer[W] * layer[LDX], layer[H], layer[H], layer[W])
     y = winograd.Maps(layer[Y], layer[LDY], layer[OW] * layer[LDY],
                       layer[OH], layer[OH], layer[OW])
-    across = (layer[OW] + layer[TILE] - 1) // layer[TILE]
-    return x, y, across, across * ((layer[OH] + layer[TILE] - 1) // layer[TILE])
+    m = layer[TILE]
+    return x, y, (layer[OW] + m - 1) // m, (layer[OH] + m - 1) // m
 
 
-@inner
+@once
 def forward_layer(layer, tables, packed, s, relu):
     """Y = x * w + b, then ReLU if ``relu``: the input and output of one patch in scratch."""
     low = s.dtype.type(0.0) if relu else s.dtype.type(-np.inf)
+    if layer[ONE_D]:
+        x, y, _, groups = maps(layer)
+        winograd1d.convolve(s, x, y, 0, 0, groups, layer[KH] // 3, x.step, tables[layer[PIXELS]:],
+                            tables[layer[TAPS]:], layer[KH] // 3 * layer[KW] * layer[C],
+                            packed, layer[FORWARD], layer[BIAS],
+                            layer[X_POINTS], layer[Y_POINTS], low)
+        return
     if layer[TILE]:
-        x, y, across, tiles = maps(layer)
-        winograd.convolve(s, x, y, layer[TILE], 0, 0, tiles, across, tables[layer[X_TILES]:],
-                          tables[layer[LINE]:], layer[C], packed, layer[FORWARD], layer[BIAS],
+        x, y, across, down = maps(layer)
+        winograd.convolve(s, x, y, layer[TILE], 0, 0, across * down, across,
+                          tables[layer[X_TILES]:], tables[layer[LINE]:], layer[C],
+                          packed, layer[FORWARD], layer[BIAS],
                           layer[X_POINTS], layer[Y_POINTS], low)
         return
     M = layer[OH] * layer[OW]
@@ -153,7 +182,7 @@ def add_rows(s, at, M, ld, total):
             total[j] += s[at + i * ld + j]
 
 
-@inner
+@once
 def weight_gradient(layer, tables, s, grads):
     """Add one patch's dw and db to the chunk's.
 
@@ -164,11 +193,18 @@ def weight_gradient(layer, tables, s, grads):
     M = layer[OH] * layer[OW]
     add_rows(s, layer[Y], M, layer[LDY], grads[layer[DB]:layer[DB] + layer[LDY]])
     low = s.dtype.type(-np.inf)
+    if layer[ONE_D]:
+        x, dy, _, groups = maps(layer)
+        winograd1d.weight_gradient(s, x, dy, groups, layer[KH] // 3, x.step,
+                                   tables[layer[PIXELS]:], tables[layer[TAPS]:],
+                                   layer[KH] // 3 * layer[KW] * layer[C],
+                                   layer[X_POINTS], layer[Y_POINTS], grads, layer[DW])
+        return
     if layer[TILE]:
-        x, dy, across, tiles = maps(layer)
-        winograd.weight_gradient(s, x, dy, layer[TILE], tiles, across, tables[layer[X_TILES]:],
-                                 tables[layer[LINE]:], layer[C], layer[X_POINTS],
-                                 layer[Y_POINTS], grads, layer[DW])
+        x, dy, across, down = maps(layer)
+        winograd.weight_gradient(s, x, dy, layer[TILE], across * down, across,
+                                 tables[layer[X_TILES]:], tables[layer[LINE]:], layer[C],
+                                 layer[X_POINTS], layer[Y_POINTS], grads, layer[DW])
         return
     taps = layer[KH] * layer[KW]
     if layer[FEW]:
@@ -187,22 +223,22 @@ def weight_gradient(layer, tables, s, grads):
                 grads, layer[DW], ld, grads, layer[DW], ld, low, False)
 
 
-@inner
+@once
 def input_gradient_of_tiles(layer, tables, packed, s, relu):
     """:func:`input_gradient` by Winograd's way: summed where x is not, then put in its place."""
-    x, dy, across, tiles = maps(layer)
+    x, dy, across, down = maps(layer)
     total = winograd.Maps(layer[PADDED], x.ld, x.step, x.ring, x.rows, x.columns)
     dx = s[total.start:total.start + x.rows * x.step]
     dx[:] = 0
-    winograd.input_gradient(s, dy, total, layer[TILE], tiles, across, tables[layer[Y_TILES]:],
-                            tables[layer[LINE]:], layer[F], packed, layer[BACKWARD],
-                            layer[Y_POINTS], layer[X_POINTS])
+    winograd.input_gradient(s, dy, total, layer[TILE], across * down, across,
+                            tables[layer[Y_TILES]:], tables[layer[LINE]:], layer[F],
+                            packed, layer[BACKWARD], layer[Y_POINTS], layer[X_POINTS])
     result, zero = s[x.start:x.start + dx.size], s.dtype.type(0.0)
     for i in range(dx.size):
         result[i] = zero if relu and not result[i] > zero else dx[i]
 
 
-@inner
+@once
 def input_gradient(layer, tables, packed, s, relu):
     """Replace x in scratch by dx; where ``relu``, by dx [x > 0], the gradient before the ReLU."""
     if layer[TILE]:
@@ -216,7 +252,7 @@ def input_gradient(layer, tables, packed, s, relu):
             packed, 0, 0, s, layer[X], layer[LDX], s.dtype.type(-np.inf), relu)
 
 
-@inner
+@once
 def train_patch(x, t, n, scale, layers, tables, packed, s, grads):
     """Forward, loss and backward of patch n; return its sum of squared differences."""
     L = layers.shape[0]
@@ -248,7 +284,7 @@ def train_patch(x, t, n, scale, layers, tables, packed, s, grads):
 
 @kernel(
     lambda t: (const(t, 1), const(t, 1), types.int64, t, const(types.int64, 2),
-               const(types.int64, 1), const(t, 1), t[::1], t[:, ::1], types.float64[::1],
+               types.int64[::1], t[::1], t[::1], t[:, ::1], types.float64[::1],
                types.int64[::1])
 )
 def train(x, t, N, scale, layers, tables, packed, scratch, grads, losses, counter):
@@ -298,17 +334,14 @@ def add_chunks(grads):
 @kernel(lambda t: (const(t, 1), const(types.int64, 1), t[:, :, :, ::1], t[::1]))
 def unpack(grads, layer, dw, db):
     """Copy a layer's gradients from the layout of the tiles to dw (F,C,KH,KW) and db (F,)."""
-    f_, c_, kh, kw = dw.shape
-    for f in range(f_):
+    at, ldx, ldy = layer[DW], layer[LDX], layer[LDY]
+    for f in range(layer[F]):
         db[f] = grads[layer[DB] + f]
-    if layer[TILE]:
-        winograd.unpack_points(grads, layer[DW], layer[LDY], dw)
-        return
-    for f in range(f_):
-        for c in range(c_):
-            for tap in range(kh * kw):
-                if layer[FEW]:
-                    value = grads[layer[DW] + (tap * f_ + f) * layer[LDX] + c]
-                else:
-                    value = grads[layer[DW] + (tap * c_ + c) * layer[LDY] + f]
-                dw[f, c, tap // kw, tap % kw] = value
+    if layer[ONE_D]:
+        winograd1d.unpack_points(grads, at, ldy, dw)
+    elif layer[TILE]:
+        winograd.unpack_points(grads, at, ldy, dw)
+    elif layer[FEW]:
+        gather(grads, at, ldx, 1, layer[F] * ldx, dw)
+    else:
+        gather(grads, at, 1, ldy, layer[C] * ldy, dw)

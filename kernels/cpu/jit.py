@@ -156,9 +156,25 @@ def kernel(
 
 
 def inner(py_func: Callable[..., Any]) -> Any:
-    """Decorate a function that only compiled code calls; it is kept with its caller."""
-    return numba.njit(py_func, nogil=True, error_model="numpy", no_cpython_wrapper=True,
-                      no_cfunc_wrapper=True)
+    """Decorate a function that only compiled code calls; it is kept with its caller.
+
+    Numba would compile it once more for every 0 or False among its arguments, because these
+    have types of their own: a third of all compiling. So they are made plain numbers first.
+    """
+    dispatcher = numba.njit(py_func, nogil=True, error_model="numpy", no_cpython_wrapper=True,
+                            no_cfunc_wrapper=True)
+    find, plain = dispatcher.get_call_template, numba.types.unliteral
+    dispatcher.get_call_template = lambda args, kws: find(
+        tuple(plain(a) for a in args), {key: plain(a) for key, a in kws.items()})
+    return dispatcher
+
+
+def once(py_func: Callable[..., Any]) -> Any:
+    """Decorate a function that compiled code calls in one place: it becomes part of its caller.
+
+    A function of its own would be optimised on its own first, and all that it calls with it.
+    """
+    return numba.njit(py_func, nogil=True, error_model="numpy", inline="always")
 
 
 def const(dtype: Any, ndim: int) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import winograd1d
 from .tile import SLACK, lanes
 from .winograd import TILES, N, outputs, step_of
 
@@ -39,7 +40,10 @@ DW, DB = range(22, 24)
 # the plain sum); offsets into the scratch: input and output at the points; into the index
 # tables: multiples of LDX, of LDY and of 1.
 TILE, X_POINTS, Y_POINTS, X_TILES, Y_TILES, LINE = range(24, 30)
-FIELDS = 30
+# Whether the tiles are columns of pixels, TILE high and one wide, see :mod:`.winograd1d`: then
+# PIXELS and TAPS are offsets into the points of the input.
+ONE_D = 30
+FIELDS = 31
 
 
 Kernel = tuple[int, int, int, int]  # F, C, KH, KW
@@ -65,12 +69,17 @@ def has_few_filters(C: int, F: int, V: int) -> bool:
     return 5 * F * round_up(C, V) < 4 * round_up(F, V) * C
 
 
-def ways(kernels: Sequence[Kernel], V: int, winograd: bool) -> tuple[list[int], list[bool]]:
-    """Return how each layer is computed: its tile's side, or 0, and whether it has few filters."""
-    sides = [outputs(*k) if winograd else 0 for k in kernels]
-    few = [not side and has_few_filters(c, f, V)
-           for side, (f, c, _, _) in zip(sides, kernels, strict=True)]
-    return sides, few
+def ways(
+    kernels: Sequence[Kernel], V: int, winograd: bool
+) -> tuple[list[int], list[bool], list[bool]]:
+    """Return how each layer is computed: TILE, FEW and ONE_D."""
+    heights = [outputs(*k) if winograd else 0 for k in kernels]
+    one_d = [False] * len(kernels)
+    if winograd and winograd1d.is_made_for(*kernels[0][:3]):
+        heights[0], one_d[0] = winograd1d.M, True
+    few = [not height and has_few_filters(c, f, V)
+           for height, (f, c, _, _) in zip(heights, kernels, strict=True)]
+    return heights, few, one_d
 
 
 def pixel_strides(kernels: Sequence[Kernel], few: list[bool], V: int) -> list[int]:
@@ -99,13 +108,22 @@ class _Arena:
         return start
 
 
-def plan_points(layers: Any, scratch: _Arena) -> None:
-    """Give the layers with tiles room for their points: the same, one after the other."""
-    rows = layers[:, TILE] > 0
-    for points, ld in ((X_POINTS, LDX), (Y_POINTS, LDY)):
-        if rows.any():
-            most = int(layers[rows, ld].max())
-            layers[rows, points] = scratch.take(N * N * step_of(most) + SLACK * most)
+def plan_points(layers: Any, scratch: _Arena, groups: int, width: int) -> None:
+    """Give the layers with tiles room for their points: the same, one after the other.
+
+    A first layer with tiles in one dimension takes ``groups`` of them at a time, from rows of
+    its input that are ``width`` floats long.
+    """
+    x_sizes, y_sizes = [0], [0]
+    for layer in layers[layers[:, TILE] > 0]:
+        if layer[ONE_D]:
+            x_size, y_size = winograd1d.sizes(groups, layer[KH] // 3, width, layer[LDY])
+        else:
+            x_size, y_size = (N * N * step_of(ld) + SLACK * ld for ld in layer[[LDX, LDY]])
+        x_sizes.append(int(x_size))
+        y_sizes.append(int(y_size))
+    layers[:, X_POINTS] = scratch.take(max(x_sizes))
+    layers[:, Y_POINTS] = scratch.take(max(y_sizes))
 
 
 @lru_cache(maxsize=64)
@@ -120,7 +138,7 @@ def plan_chain(
     Without ``winograd`` every layer is computed as the plain sum.
     """
     V = lanes(itemsize)
-    sides, few_filters = ways(kernels, V, winograd)
+    heights, few_filters, one_d = ways(kernels, V, winograd)
     strides = pixel_strides(kernels, few_filters, V)
     scratch, packed, grads = _Arena(), _Arena(), _Arena()
     packed.take(max(strides) + SLACK)  # zeros, at offset 0: the start of sums without bias
@@ -134,7 +152,7 @@ def plan_chain(
         pieces.append(np.pad(flat, (0, round_up(flat.size, 16) - flat.size)))
         return tables.take(flat.size)
 
-    planar = planar and not few_filters[0] and not sides[0]
+    planar = planar and not few_filters[0] and not heights[0]
     channel_stride = 1
     scratch.take(V)  # where tiles of the last row and column put what lies beyond the image
     if planar:
@@ -148,10 +166,10 @@ def plan_chain(
         WP = OW_ + 2 * (KW_ - 1)  # with KW-1 columns of zeros on both sides
         is_1x1 = KH_ == KW_ == 1
         few = few_filters[i]
-        if sides[i]:
+        if one_d[i] or is_1x1 or (i == 0 and not few and not heights[i]):
+            padded = y  # a 1x1 kernel needs no border; an image's gradient is not asked for
+        elif heights[i]:
             padded = scratch.take(H_ * W_ * ldx)
-        elif is_1x1 or (i == 0 and not few):  # the image's gradient is not asked for
-            padded = y
         else:
             padded = scratch.take((OH_ + 2 * (KH_ - 1)) * WP * ldy + V)
         u, v = np.arange(KH_)[:, None, None], np.arange(KW_)[:, None]
@@ -159,15 +177,22 @@ def plan_chain(
         row[:] = 0
         row[[C, F, KH, KW, H, W, OH, OW]] = C_, F_, KH_, KW_, H_, W_, OH_, OW_
         row[[LDX, LDY, FEW, X, Y, PADDED]] = ldx, ldy, few, x, y, padded
-        row[TILE] = sides[i]
-        if row[TILE]:
+        row[TILE], row[ONE_D] = heights[i], one_d[i]
+        pixels = (np.arange(OH_)[:, None] * W_ + np.arange(OW_)) * ldx
+        if one_d[i]:
+            groups, a = -(-OH_ // heights[i]), np.arange(KH_ // 3)[:, None, None]
+            row[PIXELS] = table(pixels[:groups])
+            row[TAPS] = table((a * groups * W_ + v) * ldx + np.arange(C_))
+            points = N * KH_ // 3 * KW_
+            row[DW] = grads.take((points * C_ + N * SLACK) * ldy)
+        elif row[TILE]:
             row[X_TILES] = table(np.arange(TILES) * ldx)
             row[Y_TILES] = table(np.arange(TILES) * ldy)
             row[LINE] = table(np.arange(max(C_, F_)))
             points = N * N
             row[DW] = grads.take(points * (C_ + SLACK) * ldy)
         else:
-            row[PIXELS] = table((np.arange(OH_)[:, None] * W_ + np.arange(OW_)) * ldx)
+            row[PIXELS] = table(pixels)
             row[TAPS] = table((u * W_ + v) * ldx + np.arange(C_) * channel_stride)
             row[VECTORS] = table((u * W_ + v) * ldx + np.arange(0, ldx, V))
             row[BACK_PIXELS] = table((np.arange(H_)[:, None] * WP + np.arange(W_)) * ldy)
@@ -177,11 +202,13 @@ def plan_chain(
                                  else (points * C_ + SLACK) * ldy)
         row[DB] = grads.take(ldy)
         row[FORWARD] = packed.take(points * (F_ * ldx if few else C_ * ldy))
-        # The gradient of an image that lies in planes is never asked for.
-        row[BACKWARD] = -1 if planar and i == 0 else packed.take(points * F_ * ldx)
+        # The gradient of an image that lies in planes, or has tiles in one dimension, is never
+        # asked for.
+        no_gradient = one_d[i] or (planar and i == 0)
+        row[BACKWARD] = -1 if no_gradient else packed.take(points * F_ * ldx)
         row[BIAS] = packed.take(ldy)
         H_, W_, channel_stride = OH_, OW_, 1
-    plan_points(layers, scratch)
+    plan_points(layers, scratch, -(-layers[0, OH] // winograd1d.M), width * layers[0, LDX])
     return Plan(layers, np.concatenate(pieces), scratch.size, packed.size, grads.size)
 
 

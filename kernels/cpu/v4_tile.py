@@ -54,7 +54,7 @@ def load_image(x, first, rows, columns, pad_rows, pad_columns, layer, s):
 
 
 @kernel(lambda t: (const(t, 1), t[::1], types.int64, types.int64, types.int64,
-                   const(types.int64, 2), const(types.int64, 1), const(t, 1), t[::1],
+                   const(types.int64, 2), types.int64[::1], t[::1], t[::1],
                    types.int64[::1]))
 def forward(x, y, N, pad_rows, pad_columns, layers, tables, packed, s, counter):
     """Fill y from x, both flat NCHW; x within a border of zeros. Rest as `chain.train`."""
@@ -70,7 +70,7 @@ def forward(x, y, N, pad_rows, pad_columns, layers, tables, packed, s, counter):
 
 
 @kernel(lambda t: (const(t, 1), const(t, 1), types.int64, const(types.int64, 2),
-                   const(types.int64, 1), t[::1], t[:, ::1], types.int64[::1]))
+                   types.int64[::1], t[::1], t[:, ::1], types.int64[::1]))
 def backward_weight(x, dy, N, layers, tables, s, grads, counter):
     """Each chunk's dw and db in the layout of the tiles; grads (chunks, ...) starts as zeros."""
     layer = layers[0]

@@ -33,7 +33,7 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
 
 
 @kernel(lambda t: (const(t, 1), t[::1], types.int64, const(types.int64, 2),
-                   const(types.int64, 1), const(t, 1), t[::1], types.int64[::1]))
+                   types.int64[::1], t[::1], t[::1], types.int64[::1]))
 def backward_input(dy, dx, N, layers, tables, packed, s, counter):
     """Fill dx from dy, both flat NCHW; the rest as for `chain.train`."""
     layer = layers[0]

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 import numpy as np
 from numba import types
 
-from . import winograd
-from .jit import const, inner, kernel
+from . import winograd, winograd1d
+from .jit import const, inner, kernel, once
 from .plan import (
     BACKWARD,
     BIAS,
@@ -34,6 +34,7 @@ from .plan import (
     LDX,
     LDY,
     OH,
+    ONE_D,
     TAPS,
     TILE,
     VECTORS,
@@ -67,38 +68,39 @@ def plan_whole(
     change from row to row.
     """
     V = lanes(itemsize)
-    sides, few_filters = ways(kernels, V, winograd=True)
+    heights, few_filters, one_d = ways(kernels, V, winograd=True)
     strides = pixel_strides(kernels, few_filters, V)
     scratch, packed = _Arena(), _Arena()
     packed.take(max(strides) + SLACK)
     scratch.take(V)
     layers = np.zeros((len(kernels), FIELDS), np.int64)
-    halo = sum(k[3] - 1 + 2 * side for k, side in zip(kernels, sides, strict=True))
+    halo = sum(k[3] - 1 + 2 * height for k, height in zip(kernels, heights, strict=True))
     pixels = strip_width + halo + SLACK
     most_taps, above = 0, 1
     for i, (f, c, kh, kw) in enumerate(kernels):
         ldx, ldy = strides[i], strides[i + 1]
-        row, side, few = layers[i], max(sides[i], 1), few_filters[i]
-        row[[C, F, KH, KW, LDX, LDY, FEW, TILE]] = c, f, kh, kw, ldx, ldy, few, sides[i]
-        row[H] = side + kh - 1 + above - 1
+        row, height, few = layers[i], max(heights[i], 1), few_filters[i]
+        row[[C, F, KH, KW, LDX, LDY, FEW]] = c, f, kh, kw, ldx, ldy, few
+        row[TILE], row[ONE_D] = heights[i], one_d[i]
+        row[H] = height + kh - 1 + above - 1
         row[TAPS] = round_up(pixels * ldx, 16)
         row[VECTORS] = round_up(pixels * ldy, 16)
         row[X] = scratch.take(row[H] * row[TAPS])
-        points = N * N if sides[i] else kh * kw
+        points = N * kh // 3 * kw if one_d[i] else N * N if heights[i] else kh * kw
         row[FORWARD] = packed.take(points * (f * ldx if few else c * ldy))
         row[BIAS] = packed.take(ldy)
         row[BACKWARD] = -1  # not needed, not packed
         most_taps = max(most_taps, kh * kw * (ldx // V if few else c))
-        above = side
+        above = height
     layers[:-1, Y], layers[:-1, OH] = layers[1:, X], layers[1:, H]
     layers[-1, OH] = above
     layers[-1, Y] = scratch.take(above * layers[-1, VECTORS])
-    plan_points(layers, scratch)
+    plan_points(layers, scratch, 1, pixels * layers[0, LDX])
     tables = np.empty(max(pixels, TILES + SLACK) + most_taps, np.int64)
     return Plan(layers, tables, scratch.size, packed.size, 0)
 
 
-@inner
+@once
 def needed(layers, first, last, length, axis):
     """Which rows (axis KH) or columns (KW) of each layer's output a strip needs.
 
@@ -111,6 +113,8 @@ def needed(layers, first, last, length, axis):
     ranges[L, 2], ranges[L, 3] = first, last
     for i in range(L, -1, -1):
         side = max(layers[i - 1, TILE], 1) if i > 0 else 1
+        if i > 0 and axis == KW and layers[i - 1, ONE_D]:
+            side = 1
         ranges[i, 0] = max(ranges[i, 2], 0) // side * side
         end = (min(ranges[i, 3], length) + side - 1) // side * side
         ranges[i, 1] = min(end, length)
@@ -122,7 +126,7 @@ def needed(layers, first, last, length, axis):
     return ranges
 
 
-@inner
+@once
 def load_row(image, row, columns, channels, H, W, s, at, ld):
     """Copy one row of the image to s as [pixel][channel], its ends replicated."""
     for c in range(channels):
@@ -144,7 +148,7 @@ def replicate_ends(s, at, columns, ld):
             s[last + (j + 1) * ld + c] = s[last + c]
 
 
-@inner
+@once
 def convolve_row(layer, row, H_, n, at, shift, packed, s, tables, low):
     """Make n pixels of one row of a layer's output at ``at``, from the rows in its ring."""
     kh, kw, ld, channels = layer[KH], layer[KW], layer[LDX], layer[C]
@@ -169,7 +173,7 @@ def convolve_row(layer, row, H_, n, at, shift, packed, s, tables, low):
                 packed, layer[BIAS], 0, s, at, layer[LDY], low, False)
 
 
-@inner
+@once
 def convolve_tiles(layer, row, end, H_, n, start, shift, packed, s, tables, low):
     """Make the tiles of rows ``row`` to ``end`` of a layer's output; else as `convolve_row`."""
     m, ld = layer[TILE], layer[LDX]
@@ -187,7 +191,28 @@ def convolve_tiles(layer, row, end, H_, n, start, shift, packed, s, tables, low)
                       layer[X_POINTS], layer[Y_POINTS], low)
 
 
-@inner
+@once
+def convolve_columns(layer, row, end, H_, n, start, shift, packed, s, tables, low):
+    """Make rows ``row`` to ``end``, one group, by tiles in one dimension; as `convolve_row`."""
+    ld, channels, A = layer[LDX], layer[C], layer[KH] // 3
+    width = (n + layer[KW] - 1) * ld
+    for p in range(n + SLACK):
+        tables[p] = p * ld
+    pixels, taps = tables[:n + SLACK], tables[n + SLACK:]
+    k = 0
+    for a in range(A):
+        for v in range(layer[KW]):
+            for c in range(channels):
+                taps[k] = a * width + v * ld + c
+                k += 1
+    x = winograd.Maps(layer[X] + shift * ld, ld, layer[TAPS], layer[H], H_, n + layer[KW] - 1)
+    y = winograd.Maps(start, layer[LDY], layer[VECTORS], layer[OH], end, n)
+    winograd1d.convolve(s, x, y, (layer[KH] - 1) // 2, row // winograd1d.M, 1, A, width,
+                        pixels, taps, k, packed, layer[FORWARD], layer[BIAS],
+                        layer[X_POINTS], layer[Y_POINTS], low)
+
+
+@once
 def convolve_next(layer, row, rows, before, reach, H_, packed, s, tables, relu):
     """Make the next row or row of tiles of a layer; return the row after it.
 
@@ -198,7 +223,9 @@ def convolve_next(layer, row, rows, before, reach, H_, packed, s, tables, relu):
     shift = reach[0] - (layer[KW] - 1) // 2 - before[2]
     start = layer[Y] + (reach[0] - reach[2]) * ld
     end = min(row + max(layer[TILE], 1), rows[1])
-    if layer[TILE]:
+    if layer[ONE_D]:
+        convolve_columns(layer, row, end, H_, n, start, shift, packed, s, tables, low)
+    elif layer[TILE]:
         convolve_tiles(layer, row, end, H_, n, start, shift, packed, s, tables, low)
     else:
         convolve_row(layer, row, H_, n, start + row % layer[OH] * layer[VECTORS], shift,
@@ -208,7 +235,7 @@ def convolve_next(layer, row, rows, before, reach, H_, packed, s, tables, relu):
     return end
 
 
-@inner
+@once
 def predict_strip(image, y, H_, W_, top, bottom, left, right, layers, packed, s, tables):
     """Fill the pixels [top, bottom) x [left, right) of y (F,H,W), flat."""
     L = layers.shape[0]
@@ -243,7 +270,7 @@ def predict_strip(image, y, H_, W_, top, bottom, left, right, layers, packed, s,
 
 @kernel(
     lambda t: (const(t, 1), t[::1], types.int64, types.int64, types.int64, types.int64,
-               const(types.int64, 2), const(t, 1), t[::1], types.int64[::1], types.int64[::1])
+               const(types.int64, 2), t[::1], t[::1], types.int64[::1], types.int64[::1])
 )
 def predict(image, y, H, W, strip_height, strip_width, layers, packed, scratch, tables, counter):
     """Work of one thread: run the chain over the strips it gets hold of.
@@ -279,7 +306,7 @@ def predict(image, y, H, W, strip_height, strip_width, layers, packed, scratch, 
 def strip_size(image: tuple[int, int], threads: int) -> tuple[int, int]:
     """Choose the strips of an image: narrow enough for the cache, enough for all threads."""
     H, W = image
-    width = round_up(-(-W // -(-W // 224)), 4)  # whole tiles
+    width = round_up(-(-W // -(-W // 160)), 4)  # whole tiles
     across = -(-W // width)
     down = max(1, min(-(-4 * threads // across), H // 64))
     return round_up(-(-H // down), 4), width
