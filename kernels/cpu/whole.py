@@ -306,7 +306,7 @@ def predict(image, y, H, W, strip_height, strip_width, layers, packed, scratch, 
 def strip_size(image: tuple[int, int], threads: int) -> tuple[int, int]:
     """Choose the strips of an image: narrow enough for the cache, enough for all threads."""
     H, W = image
-    width = round_up(-(-W // -(-W // 160)), 4)  # whole tiles
+    width = round_up(-(-W // -(-W // 152)), 4)  # whole tiles
     across = -(-W // width)
     down = max(1, min(-(-4 * threads // across), H // 64))
     return round_up(-(-H // down), 4), width
