@@ -88,7 +88,7 @@ def gather(grads, at, step_f, step_c, step_tap, dw):
 def pack(w, b, layer, packed):
     """Lay one layer's weights w (F,C,KH,KW) and biases out as the tiles read them.
 
-    See `tile.product`; ``packed`` starts as zeros.
+    See `tile.product`; ``packed`` starts as zeros. With tiles, what is to go to -1 is left out.
     """
     taps, ldx, ldy = layer[KH] * layer[KW], layer[LDX], layer[LDY]
     forward, backward = layer[FORWARD], layer[BACKWARD]
@@ -97,9 +97,9 @@ def pack(w, b, layer, packed):
     if layer[ONE_D]:
         winograd1d.pack_points(w, packed, forward, ldy)
     elif layer[TILE]:
-        for f_first in range(2 if backward >= 0 else 1):
-            winograd.pack_points(w, f_first == 1, packed, backward if f_first else forward,
-                                 ldx if f_first else ldy)
+        for at, f_first, ld in ((forward, False, ldy), (backward, True, ldx)):
+            if at >= 0:
+                winograd.pack_points(w, f_first, packed, at, ld)
     else:
         if layer[FEW]:
             scatter(w, packed, forward, taps * ldx, 1, ldx)

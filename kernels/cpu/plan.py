@@ -133,8 +133,9 @@ def plan_chain(
 ) -> Plan:
     """Plan the training of a chain on patches of ``height`` x ``width``.
 
-    ``kernels`` has the shape (F, C, KH, KW) of every layer's weights. With ``planar`` the image
-    stays in planes, [channel][pixel], where only single numbers of it are read: LDX is 1 then.
+    ``kernels`` has the shape (F, C, KH, KW) of every layer's weights. With ``planar`` the image's
+    gradient is not asked for, and it stays in planes, [channel][pixel], where only single numbers
+    of it are read: LDX is 1 then.
     Without ``winograd`` every layer is computed as the plain sum.
     """
     V = lanes(itemsize)
@@ -152,6 +153,7 @@ def plan_chain(
         pieces.append(np.pad(flat, (0, round_up(flat.size, 16) - flat.size)))
         return tables.take(flat.size)
 
+    no_gradient = planar or one_d[0]  # of the image
     planar = planar and not few_filters[0] and not heights[0]
     channel_stride = 1
     scratch.take(V)  # where tiles of the last row and column put what lies beyond the image
@@ -202,10 +204,7 @@ def plan_chain(
                                  else (points * C_ + SLACK) * ldy)
         row[DB] = grads.take(ldy)
         row[FORWARD] = packed.take(points * (F_ * ldx if few else C_ * ldy))
-        # The gradient of an image that lies in planes, or has tiles in one dimension, is never
-        # asked for.
-        no_gradient = one_d[i] or (planar and i == 0)
-        row[BACKWARD] = -1 if no_gradient else packed.take(points * F_ * ldx)
+        row[BACKWARD] = -1 if i == 0 and no_gradient else packed.take(points * F_ * ldx)
         row[BIAS] = packed.take(ldy)
         H_, W_, channel_stride = OH_, OW_, 1
     plan_points(layers, scratch, -(-layers[0, OH] // winograd1d.M), width * layers[0, LDX])

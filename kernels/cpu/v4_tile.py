@@ -29,6 +29,10 @@ from .workers import take_next
 
 Array = Any
 
+# Chunks of a batch with a weight gradient of their own: a constant, so that the sums do not depend
+# on the number of threads. Each costs its memory, which goes from core to core.
+CHUNKS = 16
+
 
 @inner
 def load_image(x, first, rows, columns, pad_rows, pad_columns, layer, s):
@@ -128,8 +132,7 @@ def conv2d_backward_weight(x: Array, dy: Array, winograd: bool = False) -> Array
     _, F_, OH_, OW_ = dy.shape
     shape = (F_, C_, H_ - OH_ + 1, W_ - OW_ + 1)
     plan = plan_chain((shape,), H_, W_, x.itemsize, planar=True, winograd=winograd)
-    per_chunk = -(-N // 32)
-    chunks = -(-N // per_chunk)
+    chunks = -(-N // -(-N // CHUNKS))
     grads = aligned(chunks, plan.grads, x.dtype)
     scratch = aligned(min(workers.get_threads(), chunks), plan.scratch, x.dtype)
     name = x.dtype.name

@@ -15,7 +15,7 @@ from . import v4_tile, workers
 from .chain import input_gradient, pack
 from .jit import const, kernel
 from .layout import load_pixels, store_planes
-from .plan import LDX, LDY, OH, OW, C, F, H, W, X, Y, aligned, plan_chain
+from .plan import FORWARD, LDX, LDY, OH, OW, C, F, H, W, X, Y, aligned, plan_chain
 from .winograd import outputs
 from .workers import take_next
 
@@ -54,8 +54,9 @@ def conv2d_backward_input(dy: Array, w: Array) -> Array:
     N, name = dy.shape[0], dy.dtype.name
     height, width = dy.shape[2] + KH - 1, dy.shape[3] + KW - 1
     plan = plan_chain((w.shape,), height, width, w.itemsize)
-    packed = aligned(1, plan.packed, w.dtype)[0]
-    pack.compile(name)(w, np.zeros(F_, w.dtype), plan.layers[0], packed)
+    packed, layer = aligned(1, plan.packed, w.dtype)[0], plan.layers[0].copy()
+    layer[FORWARD] = -1
+    pack.compile(name)(w, np.zeros(F_, w.dtype), layer, packed)
     scratch = aligned(min(workers.get_threads(), N), plan.scratch, w.dtype)
     dx = np.empty((N, C_, height, width), dy.dtype)
     function = backward_input.compile(name)

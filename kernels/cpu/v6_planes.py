@@ -31,6 +31,7 @@ from .chain import add_chunks
 from .jit import SIMD, const, inner, kernel
 from .plan import aligned
 from .tile import BITS, SLACK, _Emit, _make_tile, lanes
+from .v4_tile import CHUNKS
 from .workers import take_next
 
 Array = Any
@@ -48,8 +49,6 @@ Array = Any
 # About how many pixels of an image make an item of work. (With half of it work is shared out more
 # evenly, but 10 % slower: every plane is visited twice.)
 _BLOCK = 640
-# Chunks of the work with sums of their own, a constant, so that results do not depend on threads.
-_CHUNKS = 32
 _LINE = 64  # bytes
 
 
@@ -229,12 +228,15 @@ def weight_gradient(x, dy, N, blocks, C, F, pixels, x_rows, dy_rows, grads, coun
     size = (items + chunks - 1) // chunks
     tiles = ((F + DF - 1) // DF) * ((C + DC - 1) // DC)
     x_share, dy_share = share(C * pixels, blocks, tiles), share(F * pixels, blocks, tiles)
-    chunk = take_next(counter)
-    while chunk < chunks:
-        for item in range(chunk * size, min((chunk + 1) * size, items)):
+    following = take_next(counter)
+    while following < chunks:
+        chunk, following = following, take_next(counter)
+        last = min((chunk + 1) * size, items)
+        for item in range(chunk * size, last):
+            ahead = item + 1 if item + 1 < last else following * size
             n, first, end = find_block(item, blocks, pixels)
             x_n, dy_n = x[n * C * pixels + first:], dy[n * F * pixels + first:]
-            x_ahead, dy_ahead = (item + 1) * C * pixels // blocks, (item + 1) * F * pixels // blocks
+            x_ahead, dy_ahead = ahead * C * pixels // blocks, ahead * F * pixels // blocks
             at = 0
             for f in range(0, F, DF):
                 for c in range(0, C, DC):
@@ -242,7 +244,6 @@ def weight_gradient(x, dy, N, blocks, C, F, pixels, x_rows, dy_rows, grads, coun
                     dy_ahead = ask_for(dy, dy_ahead, dy_share)
                     _sums(dy_n, dy_rows, f, x_n, x_rows, c, end - first, grads[chunk], at)
                     at += DF * DC
-        chunk = take_next(counter)
 
 
 def _is_made_for(w_shape: tuple[int, ...], pixels: int, itemsize: int) -> bool:
@@ -292,7 +293,7 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
         return v5_winograd.conv2d_backward_weight(x, dy)
     tiles_f, tiles_c = -(-F // DF), -(-C // DC)
     blocks = max(1, round(pixels / _BLOCK))
-    chunks = -(-N * blocks // -(-N * blocks // _CHUNKS))
+    chunks = -(-N * blocks // -(-N * blocks // CHUNKS))
     grads = aligned(chunks, tiles_f * tiles_c * DF * DC, x.dtype)
     x_rows, dy_rows = (np.minimum(np.arange(n + SLACK), n - 1) * pixels for n in (C, F))
     function, arrays = weight_gradient.compile(x.dtype.name), (x.reshape(-1), dy.reshape(-1))
