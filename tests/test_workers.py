@@ -1,0 +1,89 @@
+"""The threads of the CPU kernels: all work is done once, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from minisrcnn.kernels.cpu import workers
+from minisrcnn.kernels.cpu.jit import kernel
+from numba import types
+
+
+@kernel(lambda t: (t[::1], types.int64[::1]))
+def add_one(a, counter):
+    i = workers.take_next(counter)
+    while i < a.size:
+        a[i] += 1
+        i = workers.take_next(counter)
+
+
+def run_add_one(a, threads):
+    function = add_one.compile("float64")
+    workers.run(lambda i, counter: function(a, counter), threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8, 2])
+def test_every_item_is_taken_once(threads):
+    for size in (0, 1, 2, 1000):
+        a = np.zeros(size)
+        run_add_one(a, threads)
+        assert (a == 1).all()
+
+
+def test_helpers_that_fell_asleep_wake_up():
+    a = np.zeros(10)
+    for _ in range(20):
+        run_add_one(a, 2)
+        time.sleep(0.003)
+    assert (a == 20).all()
+
+
+def test_threads_are_kept_not_made_anew():
+    run_add_one(np.zeros(4), 4)
+    before = threading.active_count()
+    for _ in range(50):
+        run_add_one(np.zeros(4), 4)
+    assert threading.active_count() == before
+
+
+def test_callers_do_not_wait_for_each_other():
+    """The second caller finds the helpers taken, and does its work alone."""
+    first_is_in, second_is_done = threading.Event(), threading.Event()
+    seen = []
+
+    def slow(i, counter):
+        if i == 0:
+            first_is_in.set()
+            seen.append(second_is_done.wait(20))
+
+    caller = threading.Thread(target=workers.run, args=(slow, 2))
+    caller.start()
+    assert first_is_in.wait(20)
+    a = np.zeros(100)
+    run_add_one(a, 2)
+    second_is_done.set()
+    caller.join()
+    assert (a == 1).all() and seen == [True]
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_an_error_of_any_thread_reaches_the_caller(culprit):
+    helper_is_in = threading.Event()
+
+    def work(i, counter):
+        if i == 0:
+            counter[0] += 1  # helpers start when somebody has taken work
+            assert helper_is_in.wait(20)
+        else:
+            helper_is_in.set()
+        if i == culprit:
+            raise KeyError("no such thing")
+
+    with pytest.raises(KeyError, match="no such thing"):
+        workers.run(work, 2)
+    a = np.zeros(100)
+    run_add_one(a, 2)  # and the threads are as good as before
+    assert (a == 1).all()
