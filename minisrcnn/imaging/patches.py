@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -438,13 +439,14 @@ def augment(patches: Array, code: int | NDArray[np.integer]) -> Array:
         )
     if codes.size and (codes.min() < 0 or codes.max() > 7):
         raise ValueError(f"code: wanted 0 to 7, got {codes.min()} to {codes.max()}")
-    codes = np.broadcast_to(codes, len(patches))
-    out = np.empty(patches.shape, patches.dtype)
-    for value in range(8):
-        chosen = codes == value
-        if chosen.any():
-            turned = patches[chosen]
-            if value >= 4:
-                turned = turned[:, :, ::-1]
-            out[chosen] = np.rot90(turned, value % 4, axes=(1, 2))
-    return out
+    N, size, _ = patches.shape
+    places = _symmetries(size)[np.broadcast_to(codes, N)]
+    return np.take_along_axis(patches.reshape(N, -1), places, axis=1).reshape(patches.shape)
+
+
+@lru_cache(maxsize=8)
+def _symmetries(size: int) -> NDArray[np.intp]:
+    """Where each pixel of a turned patch comes from, (8, size * size); see `augment`."""
+    here = np.arange(size * size).reshape(size, size)
+    turned = [np.rot90(image, turns) for image in (here, here[:, ::-1]) for turns in range(4)]
+    return np.stack(turned).reshape(8, -1)

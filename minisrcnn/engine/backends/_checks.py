@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -216,11 +217,15 @@ def check_number(name: str, value: Any, low: float, high: float) -> float:
     return float(value)
 
 
+# A dtype works its name out anew each time: with six parameters a step, a tenth of small steps.
+_name_of = lru_cache(maxsize=64)(str)
+
+
 def _check_array(name: str, a: Any, dims: tuple[str, ...] | None, accepts: Accepts) -> None:
-    wanted = f"a {accepts.array_type.__module__.split('.')[0]}.{accepts.array_type.__name__}"
     if not isinstance(a, accepts.array_type):
-        raise TypeError(f"{name} is {_kind(a)}, want {wanted}")
-    if str(a.dtype) not in accepts.dtypes:
+        wanted = f"{accepts.array_type.__module__.split('.')[0]}.{accepts.array_type.__name__}"
+        raise TypeError(f"{name} is {_kind(a)}, want a {wanted}")
+    if _name_of(a.dtype) not in accepts.dtypes:
         raise TypeError(f"{name} has dtype {a.dtype}, want {' or '.join(accepts.dtypes)}")
     if dims is not None and a.ndim != len(dims):
         raise ValueError(f"{name} has shape {a.shape}, want {len(dims)} dimensions "
