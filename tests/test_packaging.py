@@ -101,3 +101,13 @@ def test_public_names_exist():
     assert set(minisrcnn.__all__) <= set(dir(minisrcnn))
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         minisrcnn.nonsense  # noqa: B018
+
+
+def test_a_clone_without_its_kernels_says_what_to_do(tmp_path):
+    """After ``pip install .``, Python in the clone finds ``minisrcnn/`` there, without kernels."""
+    code = ("import sys\nsys.modules['minisrcnn.kernels'] = None\n"
+            "from minisrcnn.engine.backends import unavailable_reason\n"
+            "print(unavailable_reason('numba'))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          check=False, cwd=tmp_path)
+    assert "pip install -e . or run from another folder" in done.stdout, done.stderr

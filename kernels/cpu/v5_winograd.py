@@ -1,7 +1,9 @@
-"""Version 5: fewer multiplications where that pays (see :mod:`.winograd`), else version 4.
+"""Version 5: fewer multiplications where that pays, else version 4.
 
 Filters of 3x3 and 5x5 with at least 16 channels on both sides are computed tile by tile, a
-tile's pixels at once; everything around that, from the layout to the threads, is version 4's.
+tile's pixels at once (:mod:`.winograd`); those of 9 rows over an image of up to 4 channels, four
+rows at once (:mod:`.winograd1d`). Everything around that, from the layout to the threads, is
+version 4's.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def plan_whole(
     return Plan(layers, tables, scratch.size, packed.size, 0)
 
 
-@once
+@inner
 def needed(layers, first, last, length, axis):
     """Which rows (axis KH) or columns (KW) of each layer's output a strip needs.
 
@@ -126,7 +126,7 @@ def needed(layers, first, last, length, axis):
     return ranges
 
 
-@once
+@inner
 def load_row(image, row, columns, channels, H, W, s, at, ld):
     """Copy one row of the image to s as [pixel][channel], its ends replicated."""
     for c in range(channels):

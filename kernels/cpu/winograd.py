@@ -23,10 +23,10 @@ Between the transforms, each of the n^2 points is a matrix product of its own, o
     dd  =  B [ (G g G^T) * (A dY A^T) ] B^T        added up where input tiles overlap
 
 Here n = 6: for K = 5, m = 2, 36 multiplications for 4 pixels instead of 100; for K = 3, m = 4,
-36 for 16 instead of 144. The transforms cost about a fifth of what is saved.
+36 for 16 instead of 144. The transforms take back about a third of what is saved.
 
 The points decide the rounding errors. With the usual 0, 1, -1, 2, -2 and infinity they are
-three to five times those of a plain sum. With 0, +-5/8, +-3/2 and infinity, powers do
+up to eight times those of a plain sum. With 0, +-5/8, +-3/2 and infinity, powers do
 not grow as fast, all of A and B is exact in binary, and errors are those of a plain sum: a point
 sums 64 products where the plain sum has 1600. docs/performance.md has the figures.
 

@@ -72,6 +72,9 @@ def unavailable_reason(name: str) -> str | None:
     try:
         module = _load(name)
     except ImportError as error:
+        if error.name == "minisrcnn.kernels":
+            return ("the kernels are not where this copy of minisrcnn looks for them: in a clone, "
+                    "install with pip install -e . or run from another folder")
         return f"{error}"
     probe = getattr(module, "unavailable_reason", None)
     return probe() if probe is not None else None
