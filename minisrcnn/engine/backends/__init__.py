@@ -72,7 +72,7 @@ def unavailable_reason(name: str) -> str | None:
     try:
         module = _load(name)
     except ImportError as error:
-        if error.name == "minisrcnn.kernels":
+        if (error.name or "").startswith("minisrcnn.kernels"):
             return ("the kernels are not where this copy of minisrcnn looks for them: in a clone, "
                     "install with pip install -e . or run from another folder")
         return f"{error}"
