@@ -248,13 +248,6 @@ _step_of = inner(step_of)
 
 
 @inner
-def count_tiles(y, m):
-    """Return how many tiles are in a row of y, and how many in all."""
-    across = (y.columns + m - 1) // m
-    return across, across * ((y.rows + m - 1) // m)
-
-
-@inner
 def x_points(s, x, m, top, across, first, n, at, points):
     """Transform n tiles of x, from ``first`` on, to [point][tile][channel]; see `convolve`."""
     V = BITS // (8 * s.itemsize)
