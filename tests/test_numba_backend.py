@@ -355,6 +355,22 @@ def test_works_where_no_folder_can_be_written(tmp_path):
     assert done.stdout.split() == ["to", "compile", "[0.", "2.]", "ready"], done.stderr
 
 
+def test_compiling_leaves_numbas_settings_alone():
+    done = run_python("""
+import threading, numba
+from minisrcnn.engine.backends import numba as backend
+usual = numba.config.OPT
+calls = [threading.Thread(target=kernel.compile, args=("float64",)) for kernel in (
+    backend.pointwise.relu, backend.pointwise.mse, backend.pointwise.sgd, backend.pointwise.adam)]
+for call in calls:
+    call.start()
+for call in calls:
+    call.join()
+print(numba.config.OPT is usual)
+""", NUMBA_CACHE_DIR=os.devnull)
+    assert done.stdout.strip() == "True", done.stderr
+
+
 def test_needs_compiling_knows_its_jobs():
     assert backend.needs_compiling("train") in (True, False)
     with pytest.raises(ValueError, match="job is 'dance'"):

@@ -22,6 +22,7 @@ from typing import Any
 import llvmlite.binding
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.compiler_lock import global_compiler_lock
 
 
 def choose_simd(wish: str = "") -> str:
@@ -153,14 +154,16 @@ class Kernel:
 def _first_level_of_optimization() -> Iterator[None]:
     """Compile with -O1: what the other levels would do is done by hand in the tiles.
 
-    They take a sixth more time and give the same speed.
+    They take a sixth more time and give the same speed. The level is Numba's for the whole
+    process, so nobody else may compile meanwhile.
     """
-    usual = numba.config.OPT
-    numba.config.OPT = type(usual)(1)
-    try:
-        yield
-    finally:
-        numba.config.OPT = usual
+    with global_compiler_lock:
+        usual = numba.config.OPT
+        numba.config.OPT = type(usual)(1)
+        try:
+            yield
+        finally:
+            numba.config.OPT = usual
 
 
 def kernel(

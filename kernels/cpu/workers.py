@@ -110,7 +110,7 @@ class _Team:
         self._error: BaseException | None = None
         self._job_or_not = _watch_for_job.compile("float32")
         self._end_or_not = _watch_for_end.compile("float32")
-        # A look takes 15 ns on some processors and 60 on others.
+        # A look takes 30 ns on one processor and 60 on another.
         start = time.perf_counter()
         self._job_or_not(self._job, self._counter, 0, 10_000)
         looks = 10_000 / (time.perf_counter() - start)
