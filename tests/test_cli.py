@@ -212,7 +212,7 @@ def test_ctrl_c_in_the_middle_of_a_picture(tmp_path, model):
     (["--data"], ["--data"]),
 ])
 def test_list_options_take_several_values(args, want):
-    assert cli._repeat(args, {"--data"}) == want
+    assert terminal._repeat(args, {"--data"}) == want
 
 
 def test_a_reader_that_closes_early_is_no_error(tmp_path):

@@ -1,0 +1,113 @@
+"""``minisrcnn evaluate``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .terminal import (
+    Backend,
+    Model,
+    Scale,
+    load_network,
+    new_table,
+    note,
+    number,
+    print_json,
+    print_table,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from ..evaluate import Choice, Evaluation
+
+
+def evaluate_command(
+    model: Model = None,
+    data: Annotated[list[str] | None, typer.Option(
+        metavar="DIR|NAME ...", show_default="Set5 Set14",
+        help="Data sets by name, folders that hold them, or folders of pictures.")] = None,
+    scale: Scale = None,
+    backend: Backend = "auto",
+    protocol: Annotated[bool, typer.Option(
+        "--protocol", help="Measure what each choice of the protocol costs, in dB.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> None:
+    """Score a model on Y, PSNR and SSIM, beside bicubic and the published figures."""
+    from ..evaluate import evaluate, explain_protocol
+    from ..imaging.datasets import load_datasets
+
+    loaded, path, net, scale = load_network(model, scale, backend)
+    sets = load_datasets(data or [], ("Set5", "Set14"))
+    header: dict[str, Any] = {"scale": scale, "model": None}
+    if loaded is not None:
+        header["model"] = {"path": str(path), "arch": loaded.arch, "filters": loaded.filters}
+    if protocol:
+        results: list[Any] = []
+        for dataset in sets:
+            with progress_bar(f"{dataset.name}, protocol") as progress:
+                results.append(explain_protocol(dataset, scale, net, progress))
+            if not json:
+                _show_protocol(dataset.name, scale, results[-1])
+        if json:
+            print_json(header | {"protocol": [
+                {"name": dataset.name, "choices": [vars(choice) for choice in result]}
+                for dataset, result in zip(sets, results, strict=True)
+            ]})
+        return
+    results = []
+    for dataset in sets:
+        with progress_bar(dataset.name) as progress:
+            results.append(evaluate(dataset, scale, net, progress))
+        if not json:
+            _show_scores(results[-1])
+    if json:
+        print_json(header | {"sets": [result.as_dict() for result in results]})
+
+
+def _show_scores(result: Evaluation) -> None:
+    """Print one data set: every picture, the mean, and what is published."""
+    from rich.markup import escape
+
+    has_model = result.mean.model is not None
+    columns = ["picture", "bicubic dB", "SSIM"]
+    columns += ["model dB", "SSIM", "gain dB"] if has_model else []
+    table = new_table(*columns, left=("picture",), title=f"{result.name}, scale {result.scale}")
+    rows = [*result.rows, result.mean]
+    for row in rows:
+        cells = [escape(row.name), number(row.bicubic.psnr, 3), number(row.bicubic.ssim, 4)]
+        if row.model is not None:
+            cells += [number(row.model.psnr, 3), number(row.model.ssim, 4),
+                      number(row.model.psnr - row.bicubic.psnr, 3, "+")]
+        if row is rows[-1]:
+            table.add_section()
+        table.add_row(*cells, style="bold" if row is rows[-1] else None)
+    known = dict(result.published)
+    bicubic = known.pop("bicubic", None)
+    if bicubic is not None:
+        table.add_section()
+        if not has_model:
+            table.add_row("published bicubic", number(bicubic, 3), "")
+        for name, value in known.items() if has_model else ():
+            table.add_row(name, number(bicubic, 3), "", number(value, 3), "",
+                          number(value - bicubic, 3, "+"))
+    print_table(table)
+    if bicubic is None:
+        note(f"No published figures are known for {result.name} at scale {result.scale}.")
+
+
+def _show_protocol(name: str, scale: int, choices: list[Choice]) -> None:
+    """Print the waterfall of one data set."""
+    has_model = choices[0].model is not None
+    columns = ["step", "choice", "bicubic", "change"]
+    columns += ["model", "change"] if has_model else []
+    table = new_table(*columns, left=("step", "choice"),
+                   title=f"{name}, scale {scale}: one choice made otherwise, dB")
+    for i, choice in enumerate(choices):
+        cells = [choice.step, choice.choice, number(choice.bicubic, 3),
+                 number(choice.bicubic_change, 3, "+") if i else ""]
+        if has_model:
+            cells += [number(choice.model, 3), number(choice.model_change, 3, "+") if i else ""]
+        table.add_row(*cells)
+    print_table(table)

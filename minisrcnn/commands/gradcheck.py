@@ -1,0 +1,25 @@
+"""``minisrcnn gradcheck``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .terminal import print_table, user_values
+
+
+def gradcheck_command(
+    backend: Annotated[list[str] | None, typer.Option(
+        metavar="NAME ...", show_default="all that run here", help="Backends to check.")] = None,
+) -> None:
+    """Check every layer and loss of every backend against finite differences."""
+    from ..engine.backends import get_backend
+    from ..engine.selfcheck import run, table
+
+    with user_values():
+        names = [get_backend(name).NAME for name in backend or []]
+    rows = run(names)
+    print_table(table(rows))
+    if any(row.failed for row in rows):
+        raise typer.Exit(1)

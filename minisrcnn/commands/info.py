@@ -1,0 +1,11 @@
+"""``minisrcnn info``."""
+
+from __future__ import annotations
+
+
+def info_command() -> None:
+    """Show versions, the processor, threads, and each backend or why it is missing."""
+    from ..info import describe
+
+    for name, value in describe():
+        print(f"{name:<23}{value}")

@@ -1,0 +1,194 @@
+"""How the commands speak: their options, errors, tables and bars."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from ..errors import MinisrcnnError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..checkpoint import ModelFile
+    from ..srcnn import SRCNN
+
+
+class Command(TyperCommand):
+    """A command whose known errors are one line, and whose list options take several values."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read ``--data Set5 Set14`` as ``--data Set5 --data Set14``."""
+        lists = {name for param in self.params if getattr(param, "multiple", False)
+                 for name in param.opts}
+        return super().parse_args(ctx, _repeat(args, lists))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run; turn a :class:`MinisrcnnError` into its message and exit code 2."""
+        try:
+            return super().invoke(ctx)
+        except MinisrcnnError as error:
+            complain(str(error))
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            complain("interrupted")
+            raise typer.Exit(130) from None
+
+
+Model = Annotated[str | None, typer.Option(
+    metavar="NAME|PATH",
+    help="A model file (ours, or the authors' .mat), a folder that holds one, or the NAME of a "
+         "training in runs/.")]
+Scale = Annotated[int | None, typer.Option(
+    min=2, max=16, help="How many times larger.", show_default="the model's own, else 3")]
+Backend = Annotated[str, typer.Option(
+    metavar="NAME", help="Who computes: auto, numba, numpy, reference, cupy, cupy-emulated.")]
+
+
+def _repeat(args: list[str], lists: set[str]) -> list[str]:
+    """Repeat a list option before each of its values: ``--data A B`` is ``--data A --data B``."""
+    repeated: list[str] = []
+    current = None  # the list option whose values are being read
+    for i, arg in enumerate(args):
+        if arg == "--":
+            return repeated + args[i:]
+        if arg.startswith("-") and arg != "-":
+            option = arg.split("=", 1)[0]
+            current = option if option in lists else None
+            fresh = current is not None and "=" not in arg
+            repeated.append(arg)
+        elif current is None or fresh:
+            fresh = False
+            repeated.append(arg)
+        else:
+            repeated += [current, arg]
+    return repeated
+
+
+def console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def complain(text: str) -> None:
+    print(f"minisrcnn: {' '.join(text.split())}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def user_values() -> Iterator[None]:
+    """Report a value that a library function refuses as a request that was wrong."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise MinisrcnnError(str(error)) from error
+
+
+def load_backend(name: str) -> ModuleType:
+    """Return the backend, saying so where it must be compiled first."""
+    from ..engine.backends import get_backend
+
+    with user_values():
+        module = get_backend(name)
+    needs_compiling = getattr(module, "needs_compiling", None)
+    if needs_compiling is not None and needs_compiling("predict"):
+        note(f"Compiling the kernels of the {module.NAME} backend: seconds, this once.")
+    return module
+
+
+def load_network(
+    model: str | None, scale: int | None, backend: str
+) -> tuple[ModelFile | None, Path | None, SRCNN | None, int]:
+    """Load what ``--model`` names, and settle the scale; a model's own unless another is asked."""
+    if model is None:
+        return None, None, None, 3 if scale is None else scale
+    from ..checkpoint import load_model, resolve_model
+
+    path = resolve_model(model)
+    loaded = load_model(path)
+    if scale is None:
+        scale = loaded.scale or 3
+    elif loaded.scale is not None and loaded.scale != scale:
+        note(f"Warning: {path} was trained for scale {loaded.scale}, not {scale}: "
+              "it will do worse than it can.")
+    degradation = loaded.metadata.get("degradation", "bicubic")
+    if degradation != "bicubic":
+        note(f"Warning: {path} was trained on another degradation ({degradation}), "
+              "not on the bicubic one that is used here.")
+    return loaded, path, loaded.network(load_backend(backend)), scale
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal while something runs, and nothing anywhere else."""
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(),
+               TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
+    console = console(stderr=True)
+    with Progress(*columns, console=console, transient=True,
+                  disable=not console.is_terminal) as progress:
+        task = progress.add_task(escape(title), total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def new_table(*columns: str, left: tuple[str, ...], title: str | None = None) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title or "", "bold"), title_justify="left", box=box.SIMPLE,
+                  show_edge=False)
+    for column in columns:
+        if column in left:
+            table.add_column(column, overflow="fold")
+        else:
+            table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table and an empty line; where it is not a terminal, as plain whole lines."""
+    console = console()
+    if console.is_terminal:
+        console.print(table)
+        console.print()
+        return
+    wanted = console.measure(table, options=console.options.update(max_width=120)).maximum
+    console.width = max(console.width, 80, wanted)
+    with console.capture() as capture:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n")
+
+
+def number(value: float | None, digits: int, sign: str = "") -> str:
+    return "-" if value is None or value != value else f"{value:{sign}.{digits}f}"
+
+
+def print_json(value: Any) -> None:
+    from json import dumps
+
+    print(dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """Put null where a number is infinite or none: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,57 @@
+"""``minisrcnn train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .terminal import complain
+
+
+def train_command(
+    data: Annotated[str | None, typer.Option(
+        metavar="DIR|T91", show_default="T91, else photographs of scikit-image",
+        help="What to train on: T91, a folder that holds it, or a folder of pictures.")] = None,
+    scale: Annotated[int | None, typer.Option(
+        min=2, max=16, show_default="3", help="How many times larger.")] = None,
+    arch: Annotated[str | None, typer.Option(
+        metavar="F1-F2-F3", show_default="9-1-5", help="Sizes of the kernels.")] = None,
+    recipe: Annotated[str | None, typer.Option(
+        metavar="NAME", show_default="fast", help="How to train: fast, paper or notes.")] = None,
+    epochs: Annotated[int | None, typer.Option(
+        min=1, show_default="the recipe's", help="Passes over the patches.")] = None,
+    batch: Annotated[int | None, typer.Option(
+        min=1, show_default="the recipe's", help="Patches a step.")] = None,
+    backend: Annotated[str | None, typer.Option(
+        metavar="NAME", show_default="auto",
+        help="Who computes: auto, numba, numpy, reference, cupy, cupy-emulated.")] = None,
+    threads: Annotated[int | None, typer.Option(
+        min=1, show_default="all", help="Of the numba backend; the result is the same.")] = None,
+    seed: Annotated[int | None, typer.Option(
+        min=0, show_default="0", help="Where all randomness comes from.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(
+        min=0, help="Stop after so long, saved; --resume goes on.")] = None,
+    out: Annotated[Path | None, typer.Option(
+        metavar="runs/NAME", show_default="runs/RECIPE-ARCH-xSCALE",
+        help="Where the results go.")] = None,
+    resume: Annotated[bool, typer.Option(
+        "--resume", help="Go on where --out stopped, with the settings it began with.")] = False,
+) -> None:
+    """Train the network on the 91 images, or on a folder of pictures.
+
+    Exit codes: 1 if the loss is no longer a finite number or the disk is full (the last
+    checkpoint is kept), 130 after Ctrl-C (all is saved; --resume goes on).
+    """
+    from ..train import TrainingFailedError, TrainingStoppedError, TrainSettings, summary, train
+
+    settings = TrainSettings(
+        data=data, scale=scale, arch=arch, recipe=recipe, epochs=epochs, batch=batch,
+        backend=backend, seed=seed, out=out, resume=resume, threads=threads,
+        max_minutes=max_minutes)
+    try:
+        print(summary(train(settings)))
+    except (TrainingFailedError, TrainingStoppedError) as error:
+        complain(str(error))
+        raise typer.Exit(130 if isinstance(error, TrainingStoppedError) else 1) from None
