@@ -29,14 +29,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, command in {
-    "train": train_command,
-    "evaluate": evaluate_command,
-    "upscale": upscale_command,
-    "gradcheck": gradcheck_command,
-    "info": info_command,
-}.items():
-    app.command(name, cls=Command)(command)
+app.command("train", cls=Command)(train_command)
+app.command("evaluate", cls=Command)(evaluate_command)
+app.command("upscale", cls=Command)(upscale_command)
+app.command("gradcheck", cls=Command)(gradcheck_command)
+app.command("info", cls=Command)(info_command)
 app.add_typer(data.app, name="data")
 
 

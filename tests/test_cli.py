@@ -19,6 +19,7 @@ from PIL import Image
 import minisrcnn
 from minisrcnn import SRCNN, cli
 from minisrcnn.checkpoint import save_model
+from minisrcnn.commands import terminal
 from minisrcnn.engine.backends import unavailable_reason
 
 ROOT = Path(__file__).parent.parent

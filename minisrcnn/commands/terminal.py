@@ -75,16 +75,19 @@ def _repeat(args: list[str], lists: set[str]) -> list[str]:
 
 
 def console(stderr: bool = False) -> Console:
+    """Return a console of rich on standard output, or on standard error."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
 
 
 def note(text: str) -> None:
+    """Print a line on standard error."""
     print(text, file=sys.stderr)
 
 
 def complain(text: str) -> None:
+    """Print an error as one line on standard error."""
     print(f"minisrcnn: {' '.join(text.split())}", file=sys.stderr)
 
 
@@ -139,14 +142,15 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(),
                TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
-    console = console(stderr=True)
-    with Progress(*columns, console=console, transient=True,
-                  disable=not console.is_terminal) as progress:
+    terminal = console(stderr=True)
+    with Progress(*columns, console=terminal, transient=True,
+                  disable=not terminal.is_terminal) as progress:
         task = progress.add_task(escape(title), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def new_table(*columns: str, left: tuple[str, ...], title: str | None = None) -> Table:
+    """Return an empty table; columns in ``left`` are aligned left and folded, the others right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -163,23 +167,25 @@ def new_table(*columns: str, left: tuple[str, ...], title: str | None = None) ->
 
 def print_table(table: Table) -> None:
     """Print a table and an empty line; where it is not a terminal, as plain whole lines."""
-    console = console()
-    if console.is_terminal:
-        console.print(table)
-        console.print()
+    terminal = console()
+    if terminal.is_terminal:
+        terminal.print(table)
+        terminal.print()
         return
-    wanted = console.measure(table, options=console.options.update(max_width=120)).maximum
-    console.width = max(console.width, 80, wanted)
-    with console.capture() as capture:
-        console.print(table)
+    wanted = terminal.measure(table, options=terminal.options.update(max_width=120)).maximum
+    terminal.width = max(terminal.width, 80, wanted)
+    with terminal.capture() as capture:
+        terminal.print(table)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n")
 
 
 def number(value: float | None, digits: int, sign: str = "") -> str:
+    """Format a number, or "-" where there is none."""
     return "-" if value is None or value != value else f"{value:{sign}.{digits}f}"
 
 
 def print_json(value: Any) -> None:
+    """Print a value as JSON, with null where a number is not finite."""
     from json import dumps
 
     print(dumps(_plain(value), indent=2, allow_nan=False))
