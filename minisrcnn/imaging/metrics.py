@@ -1,7 +1,7 @@
 """PSNR and SSIM on Y as the authors score (protocol step 5).
 
-Both images times 255, clipped, rounded to whole numbers, `border` pixels cut off every side; from
-there PSNR sums whole numbers, exactly, and SSIM works in float64.
+Both images times 255, clipped, rounded to integers, `border` pixels cut off every side; from
+there PSNR sums integers, exactly, and SSIM works in float64.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
         Where a value is NaN or infinite: it has no brightness.
     """
     if not isinstance(image, np.ndarray):
-        raise TypeError(f"image: wanted a NumPy array, got {type(image).__name__}")
+        raise TypeError(f"image is a {type(image).__name__}, want a NumPy array")
     if image.dtype == np.uint8:
         return image
     if image.dtype not in (np.float32, np.float64):
-        raise TypeError(f"image: wanted uint8, float32 or float64, got {image.dtype}")
+        raise TypeError(f"image has dtype {image.dtype}, want uint8, float32 or float64")
     out = np.empty(image.shape, np.uint8)
     flat_in, flat_out = image.reshape(-1), out.reshape(-1)
     for start in range(0, image.size, _STRIP):
         scaled = flat_in[start : start + _STRIP] * image.dtype.type(255)
         if not np.isfinite(scaled).all():
-            raise ValueError("image: wanted finite values, got NaN or infinity")
+            raise ValueError("image has NaN or infinity, want finite values")
         np.clip(scaled, 0, 255, out=scaled)
         scaled += image.dtype.type(0.5)
         flat_out[start : start + _STRIP] = scaled  # truncates: with the 1/2, rounds half up
@@ -52,17 +52,17 @@ def _shaved(
     output: NDArray[Any], truth: NDArray[Any], border: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     if isinstance(border, bool) or not isinstance(border, (int, np.integer)):
-        raise TypeError(f"border: wanted a whole number, got {type(border).__name__} {border!r}")
+        raise TypeError(f"border is {border!r}, want an integer")
     for name, image in (("output", output), ("truth", truth)):
         if not isinstance(image, np.ndarray):
-            raise TypeError(f"{name}: wanted a NumPy array, got {type(image).__name__}")
+            raise TypeError(f"{name} is a {type(image).__name__}, want a NumPy array")
         if image.ndim != 2:
-            raise ValueError(f"{name}: wanted shape (H, W), got {image.shape}")
+            raise ValueError(f"{name} has shape {image.shape}, want (H, W)")
     if output.shape != truth.shape:
-        raise ValueError(f"output: wanted the shape of truth, {truth.shape}, got {output.shape}")
+        raise ValueError(f"output has shape {output.shape}, want the shape of truth, {truth.shape}")
     H, W = truth.shape
     if not 0 <= 2 * border < min(H, W):
-        raise ValueError(f"border: wanted 0 or more and under half of {H}x{W}, got {border}")
+        raise ValueError(f"border is {border}, want 0 or more and under half of {H}x{W}")
     inside = (slice(border, H - border), slice(border, W - border))
     return to_uint8(output[inside]), to_uint8(truth[inside])
 
@@ -88,7 +88,7 @@ def psnr(output: NDArray[Any], truth: NDArray[Any], border: int = 0) -> float:
         For an argument of the wrong type, dtype, shape or range.
     """
     a, b = _shaved(output, truth, border)
-    total = 0  # of whole numbers: exact
+    total = 0  # of integers: exact
     for row_a, row_b in zip(a, b, strict=True):
         difference = row_a.astype(np.int64) - row_b
         total += int(difference @ difference)
@@ -113,7 +113,7 @@ def ssim(output: NDArray[Any], truth: NDArray[Any], border: int = 0) -> float:
     """
     a, b = _shaved(output, truth, border)
     if min(a.shape) < 11:
-        raise ValueError(f"ssim: wanted at least 11x11 pixels within the border, got {a.shape}")
+        raise ValueError(f"image has shape {a.shape} within the border, want at least 11x11")
     from skimage.metrics import structural_similarity
 
     return float(

@@ -13,7 +13,7 @@ and its adjoint, `sum_patches`, adds every patch back where it came from:
 <extract(image), p> = <image, sum(p)>.
 
 Training draws patches at random from many images: `patch_index` is a table of where they are
-(three whole numbers a patch), and `gather` copies out just the ones that are wanted.
+(three integers a patch), and `gather` copies out just the ones that are wanted.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Array = NDArray[Any]
 def whole_number(value: Any, name: str, least: int = 1) -> int:
     """Return ``value`` as an int, or raise naming the argument."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: wanted a whole number, got {type(value).__name__} {value!r}")
+        raise TypeError(f"{name} is {value!r}, want an integer")
     if value < least:
-        raise ValueError(f"{name}: wanted {least} or more, got {value}")
+        raise ValueError(f"{name} is {value}, want {least} or more")
     return int(value)
 
 
@@ -57,7 +57,7 @@ class PatchSizes:
             whole_number(getattr(self, name), name)
         if self.label_size > self.input_size or (self.input_size - self.label_size) % 2:
             raise ValueError(
-                f"label_size: wanted {self.input_size} less an even number, got {self.label_size}"
+                f"label_size is {self.label_size}, want {self.input_size} less an even number"
             )
 
     @property
@@ -73,27 +73,27 @@ NOTES = PatchSizes(input_size=33, label_size=21, train_stride=14, test_stride=21
 
 def _image(image: Any, name: str = "image") -> Array:
     if not isinstance(image, np.ndarray):
-        raise TypeError(f"{name}: wanted a NumPy array, got {type(image).__name__}")
+        raise TypeError(f"{name} is a {type(image).__name__}, want a NumPy array")
     if image.ndim != 2:
-        raise ValueError(f"{name}: wanted shape (H, W), got {image.shape}")
+        raise ValueError(f"{name} has shape {image.shape}, want (H, W)")
     return image
 
 
 def _patches(patches: Any, grid: Any) -> tuple[Array, int, int]:
     """Checked patches as (N, h, w), and the grid's rows and columns."""
     if not isinstance(patches, np.ndarray):
-        raise TypeError(f"patches: wanted a NumPy array, got {type(patches).__name__}")
+        raise TypeError(f"patches is a {type(patches).__name__}, want a NumPy array")
     if patches.ndim == 4 and patches.shape[1] == 1:
         patches = patches[:, 0]
     if patches.ndim != 3:
-        raise ValueError(f"patches: wanted shape (N, h, w) or (N, 1, h, w), got {patches.shape}")
+        raise ValueError(f"patches has shape {patches.shape}, want (N, h, w) or (N, 1, h, w)")
     try:
         rows, cols = grid
     except (TypeError, ValueError):
-        raise ValueError(f"grid: wanted (rows, cols), got {grid!r}") from None
+        raise ValueError(f"grid is {grid!r}, want (rows, cols)") from None
     rows, cols = whole_number(rows, "grid rows"), whole_number(cols, "grid cols")
     if rows * cols != len(patches):
-        raise ValueError(f"grid: wanted rows * cols = {len(patches)} patches, got {rows} * {cols}")
+        raise ValueError(f"grid is {rows} * {cols}, want rows * cols = {len(patches)} patches")
     return patches, rows, cols
 
 
@@ -103,12 +103,12 @@ def patch_grid(shape: Sequence[int], size: int, stride: int) -> tuple[int, int]:
     Raises
     ------
     TypeError, ValueError
-        For a size or stride that is not a whole number above 0, or a patch larger than the image.
+        For a size or stride that is not an integer above 0, or a patch larger than the image.
     """
     size, stride = whole_number(size, "size"), whole_number(stride, "stride")
     H, W = shape
     if size > min(H, W):
-        raise ValueError(f"size: wanted at most the image's {H}x{W}, got {size}")
+        raise ValueError(f"size is {size}, want at most the image's {H}x{W}")
     return (H - size) // stride + 1, (W - size) // stride + 1
 
 
@@ -203,15 +203,15 @@ def gather(
     size, offset = whole_number(size, "size"), whole_number(offset, "offset", least=0)
     if not isinstance(index, np.ndarray) or not np.issubdtype(index.dtype, np.integer):
         raise TypeError(
-            f"index: wanted an integer array, got {getattr(index, 'dtype', type(index))}"
+            f"index is {getattr(index, 'dtype', type(index))}, want an integer array"
         )
     if index.ndim != 2 or index.shape[1] != 3:
-        raise ValueError(f"index: wanted shape (N, 3), got {index.shape}")
+        raise ValueError(f"index has shape {index.shape}, want (N, 3)")
     shape = (len(index), size, size)
     if out is None:
         out = np.empty(shape, images[0].dtype if len(images) else np.float64)
     elif out.shape != shape:
-        raise ValueError(f"out: wanted shape {shape}, got {out.shape}")
+        raise ValueError(f"out has shape {out.shape}, want {shape}")
     for n, (number, y, x) in enumerate(index.tolist()):
         image = images[number]
         y, x = y + offset, x + offset
@@ -250,7 +250,7 @@ def extract_pairs(
         For an argument of the wrong type or shape, or an image smaller than a patch.
     """
     if _image(input_, "input_").shape != _image(label, "label").shape:
-        raise ValueError(f"label: wanted the shape of input_, {input_.shape}, got {label.shape}")
+        raise ValueError(f"label has shape {label.shape}, want the shape of input_, {input_.shape}")
     stride = sizes.train_stride if stride is None else stride
     x, grid = extract_patches(input_, sizes.input_size, stride)
     H, W = label.shape
@@ -322,7 +322,7 @@ def merge_crop(shape: Sequence[int], sizes: PatchSizes = NOTES) -> MergeCrop:
     """
     if sizes.test_stride != sizes.label_size:
         raise ValueError(
-            f"sizes: wanted test_stride = label_size = {sizes.label_size}, got {sizes.test_stride}"
+            f"sizes.test_stride is {sizes.test_stride}, want label_size, {sizes.label_size}"
         )
     rows, cols = patch_grid(shape, sizes.input_size, sizes.test_stride)
     start = sizes.padding
@@ -366,7 +366,7 @@ def sum_patches(
     least_H, least_W = (rows - 1) * stride + h, (cols - 1) * stride + w
     H, W = (least_H, least_W) if shape is None else shape
     if least_H > H or least_W > W:
-        raise ValueError(f"shape: wanted at least {least_H}x{least_W}, got {H}x{W}")
+        raise ValueError(f"shape is {H}x{W}, want at least {least_H}x{least_W}")
     image = np.zeros((H, W), patches.dtype)
     tiles = patches.reshape(rows, cols, h, w)
     for i in range(h):  # one pixel of all patches at a time: no two of these share a place
@@ -401,7 +401,7 @@ def average_patches(
     """
     total = sum_patches(patches, grid, stride, shape)
     if not np.issubdtype(total.dtype, np.floating):
-        raise TypeError(f"patches: wanted floats, got {total.dtype}")
+        raise TypeError(f"patches has dtype {total.dtype}, want floats")
     count = sum_patches(np.ones(patches.shape, total.dtype), grid, stride, total.shape)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
@@ -427,18 +427,18 @@ def augment(patches: Array, code: int | NDArray[np.integer]) -> Array:
         For an argument of the wrong type, shape or range, or patches that are not square.
     """
     if not isinstance(patches, np.ndarray):
-        raise TypeError(f"patches: wanted a NumPy array, got {type(patches).__name__}")
+        raise TypeError(f"patches is a {type(patches).__name__}, want a NumPy array")
     if patches.ndim != 3 or patches.shape[1] != patches.shape[2]:
-        raise ValueError(f"patches: wanted shape (N, size, size), got {patches.shape}")
+        raise ValueError(f"patches has shape {patches.shape}, want (N, size, size)")
     codes = np.asarray(code)
     if not np.issubdtype(codes.dtype, np.integer):
-        raise TypeError(f"code: wanted whole numbers, got {codes.dtype}")
+        raise TypeError(f"code has dtype {codes.dtype}, want integers")
     if codes.shape not in ((), (len(patches),)):
         raise ValueError(
-            f"code: wanted one number or one for each of {len(patches)}, got {codes.shape}"
+            f"code has shape {codes.shape}, want one number or one for each of {len(patches)}"
         )
     if codes.size and (codes.min() < 0 or codes.max() > 7):
-        raise ValueError(f"code: wanted 0 to 7, got {codes.min()} to {codes.max()}")
+        raise ValueError(f"code is {codes.min()} to {codes.max()}, want 0 to 7")
     N, size, _ = patches.shape
     places = _symmetries(size)[np.broadcast_to(codes, N)]
     return np.take_along_axis(patches.reshape(N, -1), places, axis=1).reshape(patches.shape)

@@ -1,11 +1,12 @@
-"""From a picture to (input, label): the one door for training and evaluation.
+"""From a picture to (input, label): one function for training and evaluation.
 
 The authors' protocol (Dong et al., TPAMI 2016, arXiv:1501.00092, sections 3.3 and 4.2, and the
 test code that they published), steps 1 to 3:
 
 1. the Y of MATLAB's ``rgb2ycbcr``, rounded to an integer; a grayscale image is its own Y;
 2. height and width cropped to multiples of the scale, divided by 255: the label;
-3. bicubic down by 1/scale and up by scale, not rounded on the way: the input.
+3. bicubic down by 1/scale and up by scale, not rounded on the way: the input. Beyond the border
+   their MATLAB repeated the border pixel; MATLAB since R2014 mirrors ("bicubic-mirror").
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .color import pillow_luma, rgb2y
 from .patches import whole_number
 from .resize import imresize
 
-DEGRADATIONS = ("bicubic", "zoom")
+DEGRADATIONS = ("bicubic", "bicubic-mirror", "zoom")
 
 
 def modcrop(image: NDArray[Any], scale: int) -> NDArray[Any]:
@@ -38,21 +39,25 @@ def modcrop(image: NDArray[Any], scale: int) -> NDArray[Any]:
     Raises
     ------
     TypeError, ValueError
-        For a scale that is not a positive whole number, or above H or W.
+        For a scale that is not a positive integer, or above H or W.
     """
     scale = whole_number(scale, "scale")
     if np.ndim(image) < 2:
-        raise ValueError(f"image: wanted shape (H, W, ...), got {np.shape(image)}")
+        raise ValueError(f"image has shape {np.shape(image)}, want (H, W, ...)")
     H, W = image.shape[:2]
     if min(H, W) < scale:
         raise ValueError(
-            f"image: wanted at least {scale}x{scale} pixels for scale {scale}, got {H}x{W}"
+            f"image has {H}x{W} pixels, want at least {scale}x{scale} for scale {scale}"
         )
     return image[: H - H % scale, : W - W % scale]
 
 
 def _zoom(label: NDArray[Any], scale: int) -> NDArray[Any]:
-    """The design notes' degradation: cubic B-splines without their prefilter, so also a blur."""
+    """The design notes' degradation: cubic B-splines without their prefilter, so also a blur.
+
+    SciPy's rounding of coordinates leaves the last row or column of some lengths (150, 303, 366 at
+    scale 3) all zero: a property of this degradation, kept as the notes have it.
+    """
     from scipy.ndimage import zoom
 
     return zoom(zoom(label, 1 / scale, prefilter=False), scale, prefilter=False)
@@ -64,17 +69,19 @@ def prepare(
     degradation: str = "bicubic",
     dtype: DTypeLike = np.float32,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """What the network is given, and what it should give back.
+    """Return what the network is given, and what it should give back.
 
     Parameters
     ----------
     image : uint8 ndarray, shape (H, W) or (H, W, 3)
     scale : int
         The factor by which the image is made smaller and larger again.
-    degradation : {"bicubic", "zoom"}
-        "bicubic": the authors' protocol. "zoom": the design notes' own, on the luma that
-        Pillow's YCbCr gives, ``scipy.ndimage.zoom(label, 1/scale, prefilter=False)`` and back
-        up; its scores compare with nothing published.
+    degradation : {"bicubic", "bicubic-mirror", "zoom"}
+        "bicubic": the authors' protocol, the border pixel repeated beyond the border.
+        "bicubic-mirror": the same with a mirrored border, as in MATLAB since R2014.
+        "zoom": the design notes' own, on the luma that Pillow's YCbCr gives,
+        ``scipy.ndimage.zoom(label, 1/scale, prefilter=False)`` and back up; its scores compare
+        with nothing published.
     dtype : float32 or float64
 
     Returns
@@ -89,18 +96,19 @@ def prepare(
     """
     if degradation not in DEGRADATIONS:
         raise ValueError(
-            f"degradation: wanted one of {', '.join(DEGRADATIONS)}, got {degradation!r}"
+            f"degradation is {degradation!r}, want one of {', '.join(DEGRADATIONS)}"
         )
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
-        raise TypeError(f"dtype: wanted float32 or float64, got {dtype}")
+        raise TypeError(f"dtype is {dtype}, want float32 or float64")
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"image: wanted a uint8 array, got {got}")
-    luma = rgb2y(image) if degradation == "bicubic" else pillow_luma(image)
+        raise TypeError(f"image is {got}, want a uint8 array")
+    luma = pillow_luma(image) if degradation == "zoom" else rgb2y(image)
     label = modcrop(luma, scale).astype(dtype) / dtype.type(255)
     if degradation == "zoom":
         return _zoom(label, scale), label
     H, W = label.shape
-    small = imresize(label, output_size=(H // scale, W // scale))
-    return imresize(small, output_size=(H, W)), label
+    border = "mirror" if degradation == "bicubic-mirror" else "clamp"
+    small = imresize(label, output_size=(H // scale, W // scale), border=border)
+    return imresize(small, output_size=(H, W), border=border), label
