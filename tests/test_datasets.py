@@ -93,6 +93,12 @@ class Server:
                     body = body[:2000] + b"\0" + body[2001:]
                 if fault in ("truncated", "no length", "stalls"):
                     body = body[:2000]
+                if fault == "drips":
+                    for k in range(len(body)):
+                        self.wfile.write(body[k : k + 1])
+                        self.wfile.flush()
+                        if server.stop.wait(0.02):
+                            return
                 self.wfile.write(body)
                 if fault == "stalls":
                     self.wfile.flush()
@@ -225,6 +231,45 @@ def test_a_server_that_falls_silent_half_way(server, monkeypatch):
         fetch("Set14", server.url, retries=0)
     assert "\n" not in str(error.value)
     assert cached() == {}
+
+
+def test_a_server_that_sends_too_much(server, monkeypatch):
+    monkeypatch.setattr(datasets, "_LARGEST", 1 << 10)
+    with pytest.raises(MinisrcnnError, match=r"1_GT.bmp has over 0 MB, want a picture"):
+        fetch("Set14", server.url, retries=0)
+    assert cached() == {}
+
+
+def test_a_server_that_sends_byte_after_byte(server, monkeypatch):
+    monkeypatch.setattr(datasets, "_SECONDS", 0.2)  # 5000 bytes, 50 a second
+    server.special["/mirror/Test/Set14/1_GT.bmp"] = "drips"
+    with pytest.raises(MinisrcnnError, match=r"takes over 0.2 s to download"):
+        fetch("Set14", server.url, retries=0)
+    assert cached() == {}
+
+
+@pytest.mark.parametrize("fault", [404, "corrupted", "truncated", "stalls"])
+def test_no_password_is_printed(server, fault, monkeypatch):
+    monkeypatch.setattr(datasets, "_TIMEOUT", (0.3, 0.3))
+    server.special["/mirror/Test/Set14/1_GT.bmp"] = fault
+    with pytest.raises(MinisrcnnError, match=r"127.0.0.1") as error:
+        fetch("Set14", server.url.replace("//", "//ann:secret@"), retries=0)
+    assert "secret" not in str(error.value)
+    assert "ann" not in str(error.value)
+
+
+def test_leftovers_of_a_killed_download_go_at_the_next_start(server):
+    folder = cache_dir() / "Set14"
+    folder.mkdir(parents=True)
+    old, young, other = folder / "tmpabc123", folder / "tmpdef456", folder / "mine.txt"
+    for path in (old, young, other):
+        path.write_bytes(b"half a picture")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    fetch("Set14", server.url)
+    assert not old.exists()
+    assert young.exists()  # may be another process's, at work
+    assert other.exists()
 
 
 def test_a_name_that_does_not_resolve(empty):
@@ -404,7 +449,7 @@ def test_verify(empty):
     assert [row.file for row in rows] == list(of("T91"))
     assert rows[0].path == Path("data/T91/1_GT.bmp")
     assert {row.status for row in verify("Set5")} == {"missing"}
-    with pytest.raises(MinisrcnnError, match="Set9: no such data set; there are T91"):
+    with pytest.raises(MinisrcnnError, match="Set9: no such data set, want one of T91"):
         verify("Set9")
 
 

@@ -14,14 +14,17 @@ whole, however many processes fetch at once and wherever one is killed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import MinisrcnnError
 from .files import find_images
@@ -29,6 +32,8 @@ from .files import find_images
 NAMES = ("T91", "Set5", "Set14")
 
 _TIMEOUT = (10, 30)  # seconds to connect, seconds without a byte
+_LARGEST = 16 << 20  # bytes of one file; the largest picture of the registry has 1.1 MB
+_SECONDS = 300  # for one file
 
 # Of the pictures inside scikit-image's wheel, the photographs (no drawings, text or microscopy).
 _PHOTOGRAPHS = (
@@ -128,7 +133,7 @@ def dataset_name(value: str | os.PathLike[str]) -> str | None:
 def _known(name: str) -> str:
     found = dataset_name(name)
     if found is None:
-        raise MinisrcnnError(f"{name}: no such data set; there are {', '.join(NAMES)}")
+        raise MinisrcnnError(f"{name}: no such data set, want one of {', '.join(NAMES)}")
     return found
 
 
@@ -270,6 +275,53 @@ def load_datasets(
     return loaded
 
 
+def _download(url: str, target: str, pooch: object) -> None:
+    """Download one file, no larger and no slower than a picture of the registry can be."""
+    import requests
+    import urllib3
+
+    # Asked for as it is: a compressed body could unpack to any size.
+    headers = {"Accept-Encoding": "identity"}
+    deadline = time.monotonic() + _SECONDS
+    received = 0
+    with requests.get(url, timeout=_TIMEOUT, stream=True, headers=headers) as response:
+        response.raise_for_status()
+        with open(target, "wb", buffering=0) as file:
+            while True:
+                try:
+                    piece = response.raw.read1(1 << 16)  # what has arrived, without waiting for all
+                except urllib3.exceptions.ReadTimeoutError as error:
+                    raise requests.ConnectionError(error) from error
+                except urllib3.exceptions.HTTPError as error:
+                    raise requests.exceptions.ChunkedEncodingError(error) from error
+                if not piece:
+                    return
+                received += len(piece)
+                if received > _LARGEST:
+                    raise MinisrcnnError(
+                        f"{_without_password(url)} has over {_LARGEST >> 20} MB, want a picture "
+                        "of the registry")
+                if time.monotonic() > deadline:
+                    raise MinisrcnnError(
+                        f"{_without_password(url)} takes over {_SECONDS} s to download, "
+                        "want a faster server")
+                file.write(piece)
+
+
+def _without_password(url: str) -> str:
+    """Return a URL as it may be printed: without user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of downloads that were killed: older than any can last."""
+    for path in folder.glob("tmp*"):
+        with contextlib.suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime > 2 * _SECONDS:
+                path.unlink()
+
+
 def fetch(
     name: str,
     base_url: str | None = None,
@@ -293,8 +345,9 @@ def fetch(
     Raises
     ------
     MinisrcnnError
-        Where the server is unreachable or does not have a file, a file arrives changed or cut
-        short, or the cache cannot be written to. Nothing partial is left under a file's name.
+        Where the server is unreachable or does not have a file, a file arrives changed, cut
+        short, larger than 16 MB or slower than in 5 minutes, or the cache cannot be written to.
+        Nothing partial is left under a file's name.
     """
     import pooch
     import requests
@@ -303,7 +356,8 @@ def fetch(
     entries = registry(name)
     base = (base_url or os.environ.get("MINISRCNN_DATA_URL") or _registry()[0]).rstrip("/")
     if not base.startswith(("http://", "https://")):
-        raise MinisrcnnError(f"MINISRCNN_DATA_URL: wanted http:// or https://, got {base}")
+        raise MinisrcnnError(
+            f"MINISRCNN_DATA_URL is {_without_password(base)}, want http:// or https://")
     cache = cache_dir()
     downloads = pooch.create(
         path=cache,
@@ -312,15 +366,15 @@ def fetch(
         urls={entry.file: f"{base}/{entry.source}" for entry in entries},
         retry_if_failed=retries,
     )
-    downloader = pooch.HTTPDownloader(timeout=_TIMEOUT)
+    _remove_leftovers(cache / name)
     pooch.get_logger().setLevel(logging.WARNING)
     for done, entry in enumerate(entries):
         if progress is not None:
             progress(done, len(entries))
-        url = downloads.get_url(entry.file)
+        url = _without_password(downloads.get_url(entry.file))
         try:
             (cache / entry.file).parent.mkdir(parents=True, exist_ok=True)
-            downloads.fetch(entry.file, downloader=downloader)
+            downloads.fetch(entry.file, downloader=_download)
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else "?"
             raise MinisrcnnError(f"{name}: the server answers {status} for {url}") from None
@@ -331,8 +385,8 @@ def fetch(
         except requests.ConnectionError:
             raise MinisrcnnError(f"{name}: no answer from the server for {url}") from None
         except requests.RequestException as error:
-            reason = str(error).splitlines()[0]
-            raise MinisrcnnError(f"{name}: cannot download {url} ({reason})") from None
+            raise MinisrcnnError(
+                f"{name}: cannot download {url} ({type(error).__name__})") from None
         except ValueError:
             raise MinisrcnnError(
                 f"{name}: what comes from {url} is not the pinned file (its SHA-256 differs)"
