@@ -245,7 +245,7 @@ def test_evaluate_several_sets(run):
     assert result.code == 0
     assert re.search(r"Set5, scale 3(.|\n)*mean +30\.394", result.out)
     assert re.search(r"Set14, scale 3(.|\n)*mean +27\.54", result.out)
-    assert re.search(r"bridge +24\.403", result.out)  # the grayscale one
+    assert re.search(r"bridge +24\.40[345]", result.out)  # the grayscale one
 
 
 @needs_data
