@@ -17,16 +17,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from .errors import MinisrcnnError
 from .imaging.files import atomic_open
-
-if TYPE_CHECKING:
-    from .srcnn import SRCNN
 
 PathLike = str | os.PathLike[str]
 
@@ -38,6 +35,16 @@ _FORMAT = "minisrcnn model"
 
 # Far above any SRCNN (9-5-5 is 0.5 MB) and far below what could exhaust a machine.
 _LARGEST = 1 << 28
+
+
+class Network(Protocol):
+    """What is written of a network: :class:`minisrcnn.SRCNN`, seen from below."""
+
+    arch: str
+    filters: tuple[int, ...]
+    channels: int
+    backend: ModuleType
+    parameters: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,14 +76,6 @@ class ModelFile:
         """The scale that the model was trained for, where the file says so."""
         text = self.metadata.get("scale", "")
         return int(text) if re.fullmatch(r"[1-9][0-9]{0,2}", text) else None
-
-    def network(self, backend: str | ModuleType = "auto", dtype: DTypeLike = "float32") -> SRCNN:
-        """Build the network; arguments and errors as for :class:`minisrcnn.SRCNN`."""
-        from .srcnn import SRCNN
-
-        net = SRCNN(self.arch, self.filters, self.channels, backend, dtype)
-        net.load_parameters(self.parameters)
-        return net
 
 
 def save_state(
@@ -142,7 +141,7 @@ def load_state(path: PathLike) -> tuple[dict[str, NDArray[Any]], dict[str, str]]
         ) from None
 
 
-def save_model(path: PathLike, net: SRCNN, metadata: Mapping[str, str] | None = None) -> None:
+def save_model(path: PathLike, net: Network, metadata: Mapping[str, str] | None = None) -> None:
     """Write a network's parameters and what is needed to build it again, atomically.
 
     Parameters

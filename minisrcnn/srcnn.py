@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from .checkpoint import ModelFile, load_model, save_model
 from .engine.backends import get_backend
 from .engine.backends._checks import check_size
 from .engine.layers import Chain, Conv2d, Init, Layer, ReLU
@@ -252,8 +253,6 @@ class SRCNN:
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write the network to a safetensors file, atomically; see :mod:`minisrcnn.checkpoint`."""
-        from .checkpoint import save_model
-
         save_model(path, self, metadata)
 
     @classmethod
@@ -268,9 +267,13 @@ class SRCNN:
         MinisrcnnError
             If the file is missing, damaged, or not a model. Nothing is ever unpickled.
         """
-        from .checkpoint import load_model
+        return cls.from_file(load_model(path), backend=backend, dtype=dtype)
 
-        model = load_model(path)
+    @classmethod
+    def from_file(
+        cls, model: ModelFile, *, backend: str | ModuleType = "auto", dtype: DTypeLike = "float32",
+    ) -> SRCNN:
+        """Build the network that a model file holds; arguments and errors as for the class."""
         net = cls(model.arch, model.filters, model.channels, backend, dtype)
         net.load_parameters(model.parameters)
         return net

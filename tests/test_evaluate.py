@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from minisrcnn import SRCNN, MinisrcnnError
-from minisrcnn.checkpoint import load_model
-from minisrcnn.evaluate import PUBLISHED, evaluate, explain_protocol
+from minisrcnn.evaluate import PUBLISHED, Published, evaluate, explain_protocol
 from minisrcnn.imaging.datasets import Dataset, load_dataset
 from minisrcnn.imaging.files import read_image
 from minisrcnn.imaging.metrics import psnr
@@ -39,7 +38,7 @@ needs_authors = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def authors() -> SRCNN:
-    return load_model(DATA / "authors/9-1-5_91_x3.mat").network()
+    return SRCNN.load(DATA / "authors/9-1-5_91_x3.mat")
 
 
 def picture_set(folder: Path, count: int = 2, shape: tuple = (40, 50), name: str = "mine"):
@@ -73,7 +72,7 @@ class Identity:
 def test_bicubic_reads_the_known_figure(name, scale):
     result = evaluate(load_dataset(name, DATA), scale)
     assert result.mean.bicubic.psnr == pytest.approx(
-        PUBLISHED[name, scale]["bicubic"], abs=0.001)
+        PUBLISHED[name, scale].bicubic, abs=0.001)
     assert result.mean.model is None
 
 
@@ -118,9 +117,9 @@ def test_another_set5_gets_no_score(tmp_path, named):
 @needs_data
 def test_a_faint_change_passes_the_control_and_a_stronger_one_does_not(tmp_path, monkeypatch):
     dataset = load_dataset("Set5", DATA)
-    figures = {"bicubic": evaluate(dataset, 3).mean.bicubic.psnr}
+    figure = evaluate(dataset, 3).mean.bicubic.psnr
     for off, passes in ((0.0099, True), (-0.0099, True), (0.0101, False), (-0.0101, False)):
-        monkeypatch.setitem(PUBLISHED, ("Set5", 3), {"bicubic": figures["bicubic"] + off})
+        monkeypatch.setitem(PUBLISHED, ("Set5", 3), Published(figure + off, {}))
         if passes:
             evaluate(dataset, 3)
         else:
@@ -136,7 +135,7 @@ def test_a_faint_change_passes_the_control_and_a_stronger_one_does_not(tmp_path,
 def test_identity_scores_as_bicubic(tmp_path, shape, scale):
     dataset = picture_set(tmp_path / "set", shape=shape)
     result = evaluate(dataset, scale, Identity())
-    assert result.published == {}
+    assert result.published is None
     for row in [*result.rows, result.mean]:
         assert row.model == row.bicubic and math.isfinite(row.bicubic.psnr)
 

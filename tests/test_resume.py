@@ -16,7 +16,8 @@ import pytest
 from minisrcnn import MinisrcnnError
 from minisrcnn.checkpoint import load_state
 from minisrcnn.imaging.files import write_image
-from minisrcnn.train import TrainSettings, train
+from minisrcnn.training.loop import train
+from minisrcnn.training.settings import TrainSettings
 
 # Trains in a process of its own, which kills itself (SIGKILL, so that nothing is tidied up) just
 # before or after the n-th time that it makes something durable, or after so many seconds.
@@ -40,10 +41,11 @@ def wrapped(call):
 
 os.fsync, os.replace = wrapped(os.fsync), wrapped(os.replace)
 from pathlib import Path
-from minisrcnn.recipes import RECIPES, Recipe
-from minisrcnn.train import TrainSettings, train
-import minisrcnn.report
-minisrcnn.report.write_report = lambda result: None  # seconds, and not what this is about
+from minisrcnn.training import loop
+from minisrcnn.training.recipes import RECIPES, Recipe
+from minisrcnn.training.loop import train
+from minisrcnn.training.settings import TrainSettings
+loop.write_report = lambda result: None  # seconds, and not what this is about
 RECIPES["tiny"] = Recipe("tiny", "", input_size=17, augment=True, init="identity",
                          optimizer="adam", lr=1e-3, schedule="cosine", batch=5, epochs=6)
 if seconds != "-":
@@ -142,7 +144,7 @@ def settings(**changes):
     ({"arch": "9-1-5"}, "--arch 9-1-5, but this run began with 5-1-3"),
     ({"recipe": "paper"}, "--recipe paper, but this run began with tiny"),
     ({"epochs": 7}, "--epochs 7, but this run began with 6"),
-    ({"batch": 6}, "--batch 6, but this run began with 5"),
+    ({"batch_size": 6}, "--batch-size 6, but this run began with 5"),
     ({"seed": 1}, "--seed 1, but this run began with 0"),
     ({"backend": "numba"}, "--backend numba, but this run began with numpy"),
 ])

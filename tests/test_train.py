@@ -10,20 +10,26 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minisrcnn import SRCNN, MinisrcnnError, report
-from minisrcnn import train as training
+from minisrcnn import SRCNN, MinisrcnnError
 from minisrcnn.checkpoint import load_model, load_state
 from minisrcnn.engine.backends import get_backend, unavailable_reason
+from minisrcnn.imaging.datasets import load_dataset
 from minisrcnn.imaging.files import read_image, write_image
 from minisrcnn.imaging.metrics import psnr
 from minisrcnn.imaging.prepare import prepare
-from minisrcnn.recipes import RECIPES, Recipe
-from minisrcnn.train import TrainingFailedError, TrainSettings, epoch_order, summary, train
+from minisrcnn.training import files, loop, report
+from minisrcnn.training.loop import epoch_order, train
+from minisrcnn.training.pictures import Data, load_data, load_validation
+from minisrcnn.training.recipes import RECIPES, Recipe
+from minisrcnn.training.settings import Plan, TrainSettings
+from minisrcnn.training.state import TrainingFailedError, summary
+from minisrcnn.training.steppers import HostStepper
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -58,7 +64,7 @@ def drawn():
 def undrawn(request, monkeypatch):
     """Leave pictures and report out, which take seconds, where they are not asked for."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(report, "write_report", lambda result: None)
+        monkeypatch.setattr(loop, "write_report", lambda result: None)
 
 
 @pytest.fixture
@@ -159,13 +165,13 @@ def test_training_is_gradient_descent_on_the_patches(pictures, monkeypatch):
 def test_patches_and_labels_stay_together_when_turned(pictures, tiny, monkeypatch):
     """With input = label, a network that is the identity has no loss, however they are turned."""
     result = train(settings(pictures), quiet)
-    data = training.Data("same", result.data.labels, result.data.labels, result.data.index, 0)
+    data = Data("same", result.data.labels, result.data.labels, result.data.index, 0)
     net = SRCNN("5-1-3", (1, 1), backend="numpy")
     for value in net.parameters.values():
         value[...] = 0
         if value.ndim == 4:
             value[0, 0, value.shape[2] // 2, value.shape[3] // 2] = 1
-    stepper = training.HostStepper(net, data, tiny)
+    stepper = HostStepper(net, data, tiny)
     stepper.begin_epoch(np.arange(24), np.arange(24) % 8)
     stepper.set_rates({"conv1": 0.0, "conv2": 0.0, "conv3": 0.0})
     for _ in range(6):
@@ -187,8 +193,8 @@ def test_notes_recipe_trains_on_the_notes_own_arrays(pictures, monkeypatch):
         return 0.0, {name: np.zeros_like(value) for name, value in self.parameters.items()}
 
     monkeypatch.setattr(SRCNN, "loss_and_gradients", look)
-    result = train(settings(pictures, recipe="notes", arch="9-1-5", scale=3, epochs=1, batch=1),
-                   quiet)
+    result = train(settings(pictures, recipe="notes", arch="9-1-5", scale=3, epochs=1,
+                            batch_size=1), quiet)
     luma = np.asarray(Image.open(pictures / "T91" / "1.png").convert("YCbCr"))[..., 0]
     label = luma[:48, :66] / np.float32(255)
     blurred = zoom(zoom(label, 1 / 3, prefilter=False), 3, prefilter=False)
@@ -265,7 +271,7 @@ def test_on_a_device_as_on_the_host(pictures, tiny):
 
 
 def test_without_t91_it_goes_on_with_photographs_and_says_so(pictures, tiny, monkeypatch):
-    monkeypatch.setitem(RECIPES, "tiny", training.replace(tiny, stride=200))
+    monkeypatch.setitem(RECIPES, "tiny", replace(tiny, stride=200))
     told = []
     backend = "numba" if unavailable_reason("numba") is None else "numpy"
     result = train(settings(pictures, data=None, epochs=1, backend=backend), told.append)
@@ -284,12 +290,12 @@ def test_t91_that_is_asked_for_and_missing_is_refused(pictures, tiny):
     assert not Path("run").exists()
 
 
-def test_a_broken_picture_is_left_out(pictures, tiny):
+def test_a_broken_picture_is_skipped(pictures, tiny):
     (pictures / "T91" / "0.png").write_bytes(PNG + b"broken")
     told = []
     result = train(settings(pictures, epochs=1), told.append)
     assert len(result.data.inputs) == 2
-    assert any("Left out" in line and "0.png" in line for line in told)
+    assert any("Skipped" in line and "0.png" in line for line in told)
 
 
 def test_pictures_smaller_than_a_patch(pictures, tiny):
@@ -301,19 +307,19 @@ def test_pictures_smaller_than_a_patch(pictures, tiny):
 
 def test_fewer_patches_than_a_batch(pictures, tiny):
     told = []
-    result = train(settings(pictures, batch=1000, epochs=2), told.append)
+    result = train(settings(pictures, batch_size=1000, epochs=2), told.append)
     assert "Only 24 patches" in told[0]
     assert result.plan.recipe.batch == 24 and result.progress.step == 2
 
 
 def test_original_set5_is_comparable(data_root, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = training.Plan(str(data_root), 3, "9-1-5", 0, "numpy", RECIPES["fast"])
-    _, validation, _ = training.load_data(plan, quiet)
+    plan = Plan(str(data_root), 3, "9-1-5", 0, "numpy", RECIPES["fast"])
+    _, validation, _ = load_data(plan, quiet)
     assert validation.comparable
     assert validation.bicubic == pytest.approx(30.394, abs=0.002)
-    zoom = training.replace(plan, recipe=RECIPES["notes"])
-    assert not training._validation(training.load_dataset("Set5", data_root), zoom,
+    zoom = replace(plan, recipe=RECIPES["notes"])
+    assert not load_validation(load_dataset("Set5", data_root), zoom,
                                     quiet).comparable
 
 
@@ -321,7 +327,7 @@ def test_original_set5_is_comparable(data_root, tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"recipe": "quick"}, "no recipe 'quick'"),
+    ({"recipe": "quick"}, "recipe is 'quick'"),
     ({"arch": "9-x-5"}, "arch is '9-x-5'"),
     ({"arch": "4-1-3"}, "--arch 4-1-3: training wants odd kernels"),
     ({"arch": "9-9-9"}, "--arch 9-9-9"),
@@ -369,15 +375,15 @@ def test_full_disk_is_found_before_the_first_step(pictures, tiny, monkeypatch):
     def full(number):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training.os, "fsync", full)
-    monkeypatch.setattr(training.HostStepper, "step", lambda self: pytest.fail("a step was made"))
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(HostStepper, "step", lambda self: pytest.fail("a step was made"))
     with pytest.raises(MinisrcnnError, match=r"run: cannot be written to \(No space left"):
         train(settings(pictures), quiet)
     assert list(Path("run").iterdir()) == []
 
 
 def test_disk_that_fills_up_leaves_the_checkpoint_before(pictures, tiny, monkeypatch):
-    save, saved = training.save_state, []
+    save, saved = files.save_state, []
 
     def save_twice(path, arrays, metadata):
         if len(saved) == 2:
@@ -385,7 +391,7 @@ def test_disk_that_fills_up_leaves_the_checkpoint_before(pictures, tiny, monkeyp
         saved.append({name: value.copy() for name, value in arrays.items()})
         save(path, arrays, metadata)
 
-    monkeypatch.setattr(training, "save_state", save_twice)
+    monkeypatch.setattr(files, "save_state", save_twice)
     with pytest.raises(TrainingFailedError, match=r"No space left.*step 2, the checkpoint of step "
                                                   r"1 is kept.*--resume"):
         train(settings(pictures, checkpoint_seconds=0), quiet)
@@ -429,7 +435,7 @@ def command(*args, **options):
 
 
 def test_command_line(pictures):
-    flags = ["--data", pictures, "--backend", "numpy", "--epochs", 2, "--batch", 4,
+    flags = ["--data", pictures, "--backend", "numpy", "--epochs", 2, "--batch-size", 4,
              "--scale", 2, "--arch", "3-1-1", "--out", "run"]
     done = command(*flags)
     assert done.returncode == 0, done.stderr
@@ -446,7 +452,7 @@ def test_command_line(pictures):
 def test_ctrl_c_saves_and_says_how_to_go_on(pictures):
     child = subprocess.Popen(
         [sys.executable, "-m", "minisrcnn", "train", "--data", pictures, "--backend", "numpy",
-         "--arch", "3-1-1", "--epochs", "3000", "--batch", "4", "--out", "run"],
+         "--arch", "3-1-1", "--epochs", "3000", "--batch-size", "4", "--out", "run"],
         stderr=subprocess.PIPE, text=True)
     watchdog = threading.Timer(60, child.kill)
     watchdog.start()

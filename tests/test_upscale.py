@@ -462,7 +462,6 @@ def test_progress_counts_rows(tmp_path):
 
 def test_a_picture_gets_better():
     """A real photograph, made smaller and restored by the authors' model: closer than bicubic."""
-    from minisrcnn.checkpoint import load_model
     from minisrcnn.imaging.metrics import psnr
 
     root = Path(__file__).parent.parent
@@ -470,7 +469,7 @@ def test_a_picture_gets_better():
     data = next((Path(p) for p in places if Path(p, "authors/9-1-5_91_x3.mat").exists()), None)
     if data is None:
         pytest.skip("needs the authors' model, authors/9-1-5_91_x3.mat, beside Set5")
-    net = load_model(data / "authors/9-1-5_91_x3.mat").network()
+    net = SRCNN.load(data / "authors/9-1-5_91_x3.mat")
     truth = read_image(data / "Set5/butterfly_GT.bmp")[:255, :255]
     small = imresize(truth, 1 / 3)
     out, plain = upscale_image(small, net, 3), imresize(small, 3)

@@ -83,17 +83,16 @@ def _show_scores(result: Evaluation) -> None:
         if row is rows[-1]:
             table.add_section()
         table.add_row(*cells, style="bold" if row is rows[-1] else None)
-    known = dict(result.published)
-    bicubic = known.pop("bicubic", None)
-    if bicubic is not None:
+    published = result.published
+    if published is not None:
         table.add_section()
         if not has_model:
-            table.add_row("published bicubic", number(bicubic, 3), "")
-        for name, value in known.items() if has_model else ():
-            table.add_row(name, number(bicubic, 3), "", number(value, 3), "",
-                          number(value - bicubic, 3, "+"))
+            table.add_row("published bicubic", number(published.bicubic, 3), "")
+        for name, value in published.of().items() if has_model else ():
+            table.add_row(name, number(published.bicubic, 3), "", number(value, 3), "",
+                          number(value - published.bicubic, 3, "+"))
     print_table(table)
-    if bicubic is None:
+    if published is None:
         note(f"No published figures are known for {result.name} at scale {result.scale}.")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from ..engine.backends import BACKENDS
 from ..errors import MinisrcnnError
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ Model = Annotated[str | None, typer.Option(
          "training in runs/.")]
 Scale = Annotated[int | None, typer.Option(
     min=2, max=16, help="How many times larger.", show_default="the model's own, else 3")]
-Backend = Annotated[str, typer.Option(
-    metavar="NAME", help="Who computes: auto, numba, numpy, reference, cupy, cupy-emulated.")]
+BACKEND_HELP = f"Who computes: auto, {', '.join(BACKENDS)}."
+Backend = Annotated[str, typer.Option(metavar="NAME", help=BACKEND_HELP)]
 
 
 def _repeat(args: list[str], lists: set[str]) -> list[str]:
@@ -119,6 +120,7 @@ def load_network(
     if model is None:
         return None, None, None, 3 if scale is None else scale
     from ..checkpoint import load_model, resolve_model
+    from ..srcnn import SRCNN
 
     path = resolve_model(model)
     loaded = load_model(path)
@@ -131,7 +133,7 @@ def load_network(
     if degradation != "bicubic":
         note(f"Warning: {path} was trained on another degradation ({degradation}), "
               "not on the bicubic one that is used here.")
-    return loaded, path, loaded.network(load_backend(backend)), scale
+    return loaded, path, SRCNN.from_file(loaded, backend=load_backend(backend)), scale
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .terminal import complain
+from ..training.recipes import DEFAULT, RECIPES
+from .terminal import BACKEND_HELP, complain
 
 
 def train_command(
@@ -19,14 +20,13 @@ def train_command(
     arch: Annotated[str | None, typer.Option(
         metavar="F1-F2-F3", show_default="9-1-5", help="Sizes of the kernels.")] = None,
     recipe: Annotated[str | None, typer.Option(
-        metavar="NAME", show_default="fast", help="How to train: fast, paper or notes.")] = None,
+        metavar="|".join(RECIPES), show_default=DEFAULT, help="How to train.")] = None,
     epochs: Annotated[int | None, typer.Option(
         min=1, show_default="the recipe's", help="Passes over the patches.")] = None,
-    batch: Annotated[int | None, typer.Option(
+    batch_size: Annotated[int | None, typer.Option(
         min=1, show_default="the recipe's", help="Patches a step.")] = None,
     backend: Annotated[str | None, typer.Option(
-        metavar="NAME", show_default="auto",
-        help="Who computes: auto, numba, numpy, reference, cupy, cupy-emulated.")] = None,
+        metavar="NAME", show_default="auto", help=BACKEND_HELP)] = None,
     threads: Annotated[int | None, typer.Option(
         min=1, show_default="all", help="Of the numba backend; the result is the same.")] = None,
     seed: Annotated[int | None, typer.Option(
@@ -44,10 +44,12 @@ def train_command(
     Exit codes: 1 if the loss is no longer a finite number or the disk is full (the last
     checkpoint is kept), 130 after Ctrl-C (all is saved; --resume goes on).
     """
-    from ..train import TrainingFailedError, TrainingStoppedError, TrainSettings, summary, train
+    from ..training.loop import train
+    from ..training.settings import TrainSettings
+    from ..training.state import TrainingFailedError, TrainingStoppedError, summary
 
     settings = TrainSettings(
-        data=data, scale=scale, arch=arch, recipe=recipe, epochs=epochs, batch=batch,
+        data=data, scale=scale, arch=arch, recipe=recipe, epochs=epochs, batch_size=batch_size,
         backend=backend, seed=seed, out=out, resume=resume, threads=threads,
         max_minutes=max_minutes)
     try:

@@ -7,15 +7,11 @@ of numbers; ``docs/training.md`` says where each comes from and what it reaches.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from .errors import MinisrcnnError
-
-if TYPE_CHECKING:
-    from .srcnn import SRCNN
+from ..errors import MinisrcnnError
 
 #: Output pixels of a patch of the paper: 33x33 in, 21x21 out.
 PAPER_PIXELS = 21 * 21
@@ -40,9 +36,10 @@ class Recipe:
     input_size, stride : int
         Pixels of a patch, and between patches. The label is what the network's output covers.
     augment : bool
-        Whether each patch is flipped and turned at random, anew in every epoch.
+        Whether each patch is flipped and rotated at random, anew in every epoch.
     init : {"normal", "he", "identity"}
-        "normal" and "he" as in :class:`minisrcnn.Conv2d`; "identity": see :func:`initialise`.
+        "normal" and "he" as in :class:`minisrcnn.Conv2d`; "identity": see
+        :func:`minisrcnn.training.network.initialise`.
     optimizer : {"sgd", "adam"}
     lr : float
         At the start, of all layers but the last; for the loss that is a mean over all pixels.
@@ -86,9 +83,9 @@ class Recipe:
             return self.lr
         return self.lr * (1 + math.cos(math.pi * step / steps)) / 2
 
-    def rates(self, net: SRCNN, step: int, steps: int) -> dict[str, float]:
-        """Return the learning rate of each layer of a network."""
-        layers = list(dict.fromkeys(name.split(".")[0] for name in net.parameters))
+    def rates(self, layers: Iterable[str], step: int, steps: int) -> dict[str, float]:
+        """Return the learning rate of each layer, ``"conv1"`` and so on, first to last."""
+        layers = list(layers)
         rate = self.rate(step, steps)
         return dict.fromkeys(layers, rate) | {layers[-1]: rate * self.last_lr}
 
@@ -121,35 +118,5 @@ def get_recipe(name: str) -> Recipe:
         If there is none.
     """
     if name not in RECIPES:
-        raise MinisrcnnError(f"no recipe {name!r}: there are {', '.join(RECIPES)}")
+        raise MinisrcnnError(f"recipe is {name!r}, want one of {', '.join(RECIPES)}")
     return RECIPES[name]
-
-
-def initialise(net: SRCNN) -> None:
-    r"""Turn He's random weights into a network that starts as the identity.
-
-    Filter 0 of every layer passes on channel 0, and nothing else, unchanged:
-
-    .. math:: w^l_{0,c,u,v} = [c = 0][(u, v) = \text{centre}]
-
-    An image in [0, 1] is not changed by ReLU, so the output is the input, bicubic, plus what the
-    last layer makes of the other, random, features; those weights are made a hundred times
-    smaller. What is left to learn is the difference that SRCNN makes, from the first step on.
-
-    Parameters
-    ----------
-    net : SRCNN
-        Of one channel and odd kernels; drawn with ``init="he"``. Changed in place.
-    """
-    changed: dict[str, Any] = {}
-    *_, last, _ = net.parameters
-    for name, value in net.parameters.items():
-        changed[name] = w = np.array(net.backend.to_numpy(value))
-        if w.ndim == 4:
-            if name == last:
-                w *= 0.01
-                w[:, 0] = 0
-            else:
-                w[0] = 0
-            w[0, 0, w.shape[2] // 2, w.shape[3] // 2] = 1
-    net.load_parameters(changed)

@@ -6,17 +6,15 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .evaluate import BICUBIC
-from .imaging.files import atomic_open
-from .imaging.metrics import psnr
-
-if TYPE_CHECKING:
-    from .train import TrainResult
+from ..imaging.files import atomic_open
+from ..imaging.metrics import psnr
+from ..info import describe
+from .state import TrainResult
 
 _CROP = 96  # pixels on a side of the before/after picture
 
@@ -80,8 +78,8 @@ def _curve(lines: list[dict[str, Any]], result: TrainResult) -> Any:
                           markersize=3)
     levels = {"bicubic" if result.plan.recipe.degradation == "bicubic" else "input":
               scored.bicubic}
-    levels |= {name: value for name, value in scored.published.items()
-               if name != BICUBIC and result.plan.arch in name}
+    if scored.published is not None:
+        levels |= scored.published.of(result.plan.arch)
     for (name, value), style in zip(levels.items(), (":", "--", "-."), strict=False):
         handles.append(right.axhline(value, color="tab:blue", linestyle=style, linewidth=1,
                                      label=f"{name}, {value:.2f} dB"))
@@ -151,8 +149,6 @@ def _worst_window(error: NDArray[Any]) -> tuple[slice, slice]:
 
 
 def _page(result: TrainResult) -> str:
-    from .info import describe
-
     plan, recipe, progress, scored = (result.plan, result.plan.recipe, result.progress,
                                       result.validation)
     machine = dict(describe())
@@ -162,7 +158,8 @@ def _page(result: TrainResult) -> str:
     assert progress.psnr is not None
     start = "bicubic" if recipe.degradation == "bicubic" else "input, degraded by zoom"
     rows = [(start, scored.bicubic), ("this model", progress.psnr)]
-    rows += [(name, value) for name, value in scored.published.items() if name != BICUBIC]
+    if scored.published is not None:
+        rows += scored.published.of().items()
     scores = "\n".join(f"| {name} | {value:.3f} | {value - scored.bicubic:+.3f} |"
                        for name, value in rows)
     settings = asdict(recipe)

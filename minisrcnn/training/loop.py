@@ -1,0 +1,299 @@
+"""The training loop: steps, scores, checkpoints.
+
+Step ``s`` of a training is a function of the settings and ``s`` alone: which patches an epoch
+takes, in which order and orientation, is drawn from the seed and the number of the epoch, and the
+learning rate follows from the step. So a checkpoint needs the parameters, the optimizer's state
+and the number of steps, and going on from it gives, bit for bit, what an unbroken run would.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checkpoint import MODEL_FILE
+from ..engine.backends import get_backend, set_threads
+from ..errors import MinisrcnnError
+from ..srcnn import SRCNN
+from .display import display, say_to_stderr
+from .files import Checkpoint, RunFiles, free_folder, load_checkpoint
+from .interrupts import interruptible
+from .network import new_network
+from .pictures import Data, Validation, load_data
+from .report import write_report
+from .settings import Plan, Say, TrainSettings, new_plan, resumed_plan, run_folder
+from .state import Progress, TrainingFailedError, TrainingStoppedError, TrainResult
+from .steppers import Stepper, new_stepper
+
+# The learning rate moves, and a device's loss is read, once in so many steps.
+_STRIDE = 50
+
+
+def train(settings: TrainSettings, say: Say | None = None) -> TrainResult:
+    """Train a network; leave weights, log, pictures and report in the run's folder.
+
+    Parameters
+    ----------
+    settings : TrainSettings
+    say : callable, optional
+        Takes each line that is worth telling; by default it is printed to standard error.
+
+    Raises
+    ------
+    MinisrcnnError
+        If the request cannot be carried out: no pictures, an unknown recipe, a folder that holds
+        a run already or cannot be written to, other settings than the checkpoint's.
+    TrainingFailedError
+        If the loss is no longer a finite number, or a checkpoint cannot be written. The last
+        checkpoint stays.
+    TrainingStoppedError
+        After Ctrl-C; the state is saved.
+    """
+    say = say or say_to_stderr
+    begun = load_checkpoint(settings) if settings.resume else None
+    plan = (new_plan(settings) if begun is None or begun.plan is None
+            else resumed_plan(settings, begun.plan))
+    backend = _backend(plan.backend, say)
+    plan = replace(plan, backend=backend.NAME)
+    if settings.threads is not None:
+        _set_threads(backend, settings.threads)
+    out = run_folder(settings) if settings.resume else free_folder(settings)
+    data, validation, plan = load_data(plan, say)
+    net = new_network(plan, backend)
+    run = _Run(settings, out, plan, data, validation, net, new_stepper(net, data, plan.recipe), say)
+    if begun is not None and begun.arrays:
+        run.restore(begun)
+    else:
+        run.start()
+    run.train()
+    return run.finish()
+
+
+class _Run:
+    """A training under way."""
+
+    def __init__(
+        self, settings: TrainSettings, out: Path, plan: Plan, data: Data, validation: Validation,
+        net: SRCNN, stepper: Stepper, say: Say,
+    ) -> None:
+        self.settings, self.out, self.plan = settings, out, plan
+        self.files = RunFiles(out)
+        self.layers = [name for name in net.chain.layers if name.startswith("conv")]
+        self.data, self.validation, self.net = data, validation, net
+        self.stepper, self.say = stepper, say
+        self.progress = Progress()
+        self.batches = len(data.index) // plan.recipe.batch
+        self.steps = self.batches * plan.recipe.epochs
+        # Scores cost time too: about a hundred of them, at the ends of epochs.
+        self.score_every = -(-plan.recipe.epochs // 100)
+        self.saved_step = 0
+
+    def start(self) -> None:
+        """Make the folder, try that it can be written to, and write what there is to begin with."""
+        self.files.make()
+        self.files.tidy()
+        self.files.probe(self._size())
+        self.progress.psnr = self._score()
+        self.files.begin_log()
+        self._log({
+            "event": "start", "epoch": 0, "step": 0, "psnr": self.progress.psnr,
+            "bicubic": self.validation.bicubic, "scored": self.validation.name,
+            "comparable": self.validation.comparable, "data": self.data.name,
+            "patches": len(self.data.index), "settings": asdict(self.plan),
+        })
+        self.save()
+
+    def _size(self) -> int:
+        """Return a generous guess of the bytes that the run will write."""
+        parameters = sum(value.size for value in self.net.parameters.values())
+        return 4 * parameters * 8 + (4 << 20)
+
+    def restore(self, begun: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        if begun.checksum != self.data.checksum:
+            raise MinisrcnnError(f"{self.out}: data: the pictures, {self.data.name}, are not those "
+                                 "that this run began with")
+        self.stepper.restore(begun.arrays, begun.progress.step)
+        self.stepper.update(self.net)
+        self.progress = begun.progress
+        self.saved_step = begun.progress.step
+        self.progress.log_bytes = self.files.cut_log(self.progress.log_bytes, self.say)
+        self.files.tidy()
+        self.files.probe(self._size())
+        self.say(f"Going on with {self.out} at step {self.progress.step:,} of {self.steps:,}.")
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        arrays = self.stepper.arrays()
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise self._diverged(self.progress.step)
+        try:
+            self.files.save(Checkpoint(self.plan, self.progress, self.data.checksum, arrays))
+        except MinisrcnnError as error:
+            raise self._unwritten(error) from None
+        self.saved_step = self.progress.step
+
+    def _log(self, line: dict[str, Any]) -> None:
+        try:
+            self.progress.log_bytes = self.files.append(line)
+        except MinisrcnnError as error:
+            raise self._unwritten(error) from None
+
+    def _unwritten(self, error: Any) -> TrainingFailedError:
+        return TrainingFailedError(
+            f"{error}; stopped at step {self.progress.step:,}, the checkpoint of step "
+            f"{self.saved_step:,} is kept: make room, then {self._resume_command()}")
+
+    def _resume_command(self) -> str:
+        return f"minisrcnn train --out {self.out} --resume"
+
+    def train(self) -> None:
+        """Make the steps that are left."""
+        self._start = self._saved = time.monotonic()
+        self._before = self.progress.seconds
+        with interruptible() as interrupted, display(self) as show:
+            stop = False
+            while self.progress.step < self.steps and not stop:
+                stop = self._epoch(interrupted, show)
+            self.stepper.update(self.net)
+            self.save()
+        if interrupted() and self.progress.step < self.steps:
+            self._save_model()
+            raise TrainingStoppedError(
+                f"interrupted and saved at step {self.progress.step:,} of {self.steps:,}; "
+                f"go on with: {self._resume_command()}")
+
+    def _epoch(self, interrupted: Callable[[], bool], show: Callable[[], None]) -> bool:
+        """Make the steps that are left of an epoch; return whether to stop."""
+        progress, recipe = self.progress, self.plan.recipe
+        epoch, first = divmod(progress.step, self.batches)
+        order, codes = epoch_order(self.plan.seed, epoch, len(self.data.index))
+        left = slice(first * recipe.batch, self.batches * recipe.batch)
+        self.stepper.begin_epoch(order[left], codes[left])
+        end = (epoch + 1) * self.batches
+        fresh, stop = True, False
+        while progress.step < end and not stop:
+            if fresh or progress.step % _STRIDE == 0:
+                step = progress.step - progress.step % _STRIDE
+                self.stepper.set_rates(recipe.rates(self.layers, step, self.steps))
+                fresh = False
+            self.stepper.step()
+            progress.step += 1
+            now = time.monotonic()
+            limit = self.settings.max_minutes
+            stop = interrupted() or (limit is not None and now - self._start >= 60 * limit)
+            save = stop or now - self._saved >= self.settings.checkpoint_seconds
+            if not save and progress.step % _STRIDE and progress.step < end:
+                continue
+            progress.seconds = self._before + now - self._start
+            self._read_losses()
+            if progress.step == end:
+                self._end_epoch(epoch)
+            show()
+            if save:
+                self.save()
+                self._saved = time.monotonic()
+        return stop
+
+    def _read_losses(self) -> None:
+        # One after another: so the sum is the same bit for bit wherever a run was broken.
+        losses = self.stepper.losses()
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                last = self.progress.step
+                raise self._diverged(last - len(losses) + 1 + i if len(losses) > 1 else last)
+            self.progress.loss_sum += loss
+
+    def _end_epoch(self, epoch: int) -> None:
+        loss = self.progress.loss_sum / self.batches
+        line: dict[str, Any] = {
+            "event": "epoch", "epoch": epoch + 1, "step": self.progress.step, "loss": loss,
+            "lr": self.plan.recipe.rate(self.progress.step - 1, self.steps),
+            "seconds": round(self.progress.seconds, 3),
+        }
+        if (epoch + 1) % self.score_every == 0 or epoch + 1 == self.plan.recipe.epochs:
+            self.stepper.update(self.net)
+            self.progress.psnr = self._score()
+            line["psnr"] = self.progress.psnr
+        self.progress.loss_sum, self.progress.loss = 0.0, loss
+        self._log(line)
+
+    def _score(self) -> float:
+        try:
+            return self.validation.score(self.net)
+        except ValueError:  # of numbers that are not finite
+            raise self._diverged(self.progress.step) from None
+
+    def _diverged(self, step: int) -> TrainingFailedError:
+        return TrainingFailedError(
+            f"the loss is no longer a finite number at step {step:,} "
+            f"(recipe {self.plan.recipe.name}, lr {self.plan.recipe.lr:g}): start again with a "
+            f"smaller learning rate or another --recipe; the checkpoint of "
+            f"step {self.saved_step:,} is kept in {self.out}")
+
+    def _save_model(self) -> None:
+        recipe = self.plan.recipe
+        metadata = {
+            "scale": str(self.plan.scale), "recipe": recipe.name, "seed": str(self.plan.seed),
+            "degradation": recipe.degradation, "data": self.data.name,
+            "epochs": f"{self.progress.step / self.batches:g}",
+            "psnr": f"{self.progress.psnr:.3f}", "scored": self.validation.name,
+            "comparable": str(self.validation.comparable).lower(),
+        }
+        try:
+            self.net.save(self.out / MODEL_FILE, metadata)
+        except MinisrcnnError as error:
+            raise self._unwritten(error) from None
+
+    def finish(self) -> TrainResult:
+        """Write the weights, the pictures and the report."""
+        if self.progress.step < self.steps:
+            self.progress.psnr = self._score()
+        self._save_model()
+        result = TrainResult(self.out, self.plan, self.data, self.validation, self.net,
+                             self.progress, self.steps)
+        try:
+            write_report(result)
+        except OSError as error:
+            raise self._unwritten(f"{self.out}: the report cannot be written "
+                                  f"({error.strerror})") from None
+        if not result.finished:
+            self.say(f"Stopped by --max-minutes at step {self.progress.step:,} of "
+                     f"{self.steps:,}; go on with: {self._resume_command()}")
+        return result
+
+
+def epoch_order(
+    seed: int, epoch: int, patches: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the order and the orientation codes (0..7) of an epoch's patches."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, epoch)))
+    return rng.permutation(patches), rng.integers(8, size=patches)
+
+
+def _backend(name: str, say: Say) -> ModuleType:
+    try:
+        module = get_backend(name)
+    except ValueError as error:
+        raise MinisrcnnError(str(error)) from None
+    needs_compiling = getattr(module, "needs_compiling", None)
+    if needs_compiling is not None and (needs_compiling("train") or needs_compiling("predict")):
+        say(f"Compiling the kernels of the {module.NAME} backend: seconds, this once.")
+    return module
+
+
+def _set_threads(backend: ModuleType, threads: int) -> None:
+    if backend.NAME != "numba":
+        raise MinisrcnnError(f"--threads is for the numba backend; {backend.NAME} is used here")
+    try:
+        set_threads(threads)
+    except ValueError as error:
+        raise MinisrcnnError(f"--threads: {error}") from None

@@ -1,0 +1,50 @@
+"""The network that a training begins with."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..srcnn import SRCNN
+from .settings import Plan
+
+
+def new_network(plan: Plan, backend: ModuleType) -> SRCNN:
+    """Return the network of a plan, with the weights that its seed draws."""
+    init = "normal" if plan.recipe.init == "normal" else "he"
+    net = SRCNN(plan.arch, backend=backend, seed=plan.seed, init=init)  # type: ignore[arg-type]
+    if plan.recipe.init == "identity":
+        initialise(net)
+    return net
+
+
+def initialise(net: SRCNN) -> None:
+    """Turn He's random weights into a network that starts as the identity.
+
+    Filter 0 of every layer passes on channel 0, and nothing else, unchanged:
+
+        w[0,c,u,v] = 1 where c = 0 and (u, v) is the centre, else 0
+
+    An image in [0, 1] is not changed by ReLU, so the output is the input, bicubic, plus what the
+    last layer makes of the other, random, features; those weights are made a hundred times
+    smaller. What is left to learn is the difference that SRCNN makes, from the first step on.
+
+    Parameters
+    ----------
+    net : SRCNN
+        Of one channel and odd kernels; drawn with ``init="he"``. Changed in place.
+    """
+    changed: dict[str, Any] = {}
+    *_, last, _ = net.parameters
+    for name, value in net.parameters.items():
+        changed[name] = w = np.array(net.backend.to_numpy(value))
+        if w.ndim == 4:
+            if name == last:
+                w *= 0.01
+                w[:, 0] = 0
+            else:
+                w[0] = 0
+            w[0, 0, w.shape[2] // 2, w.shape[3] // 2] = 1
+    net.load_parameters(changed)

@@ -1,0 +1,164 @@
+"""Who makes a training step: one stepper for any backend, one wholly on a CUDA device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine.optim import SGD, Adam
+from ..imaging.patches import augment, gather
+from ..srcnn import SRCNN
+from .pictures import Data
+from .recipes import Recipe
+
+
+class Stepper(Protocol):
+    """Makes training steps; the loop sees no more of a backend than this."""
+
+    def begin_epoch(self, order: NDArray[np.intp], codes: NDArray[np.intp]) -> None:
+        """Take these rows of the patch index, batch by batch, rotated or flipped by ``codes``."""
+
+    def set_rates(self, rates: Mapping[str, float]) -> None:
+        """Use these learning rates, one for each layer, from the next step on."""
+
+    def step(self) -> None:
+        """Make one step."""
+
+    def losses(self) -> list[float]:
+        """Return the losses of the steps since the last call, or one in place of several.
+
+        Their sum is the sum of the losses of all steps.
+        """
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the parameters and the optimizer's state."""
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], steps: int) -> None:
+        """Go on from what ``arrays`` returned after ``steps`` steps."""
+
+    def update(self, net: SRCNN) -> None:
+        """Bring the network's parameters up to date."""
+
+
+class HostStepper:
+    """Steps through :class:`SRCNN` and an optimizer, on any backend."""
+
+    def __init__(self, net: SRCNN, data: Data, recipe: Recipe) -> None:
+        self.net, self.data, self.recipe = net, data, recipe
+        self.padding = net.shrinkage // 2
+        rate = recipe.lr
+        self.optimizer: SGD | Adam
+        if recipe.optimizer == "adam":
+            self.optimizer = Adam(net.parameters, rate, backend=net.backend)
+        else:
+            self.optimizer = SGD(net.parameters, rate, momentum=recipe.momentum,
+                                 backend=net.backend)
+        self._losses: list[Any] = []
+
+    def begin_epoch(self, order: NDArray[np.intp], codes: NDArray[np.intp]) -> None:
+        """Take these patches from the next step on."""
+        self.order, self.codes, self.at = order, codes, 0
+
+    def set_rates(self, rates: Mapping[str, float]) -> None:
+        """Use these learning rates."""
+        self.optimizer.lr = rates
+
+    def step(self) -> None:
+        """Make one step."""
+        batch = slice(self.at, self.at + self.recipe.batch)
+        self.at = batch.stop
+        rows, codes = self.data.index[self.order[batch]], self.codes[batch]
+        size, asarray = self.recipe.input_size, self.net.backend.asarray
+        x = gather(self.data.inputs, rows, size)
+        t = gather(self.data.labels, rows, size - 2 * self.padding, offset=self.padding)
+        if self.recipe.augment:
+            x, t = augment(x, codes), augment(t, codes)
+        loss, grads = self.net.loss_and_gradients(asarray(x[:, None], self.net.dtype),
+                                                  asarray(t[:, None], self.net.dtype))
+        self._losses.append(loss)
+        self.optimizer.step(grads)
+
+    def losses(self) -> list[float]:
+        """Return the losses since the last call."""
+        losses, self._losses = [float(loss) for loss in self._losses], []
+        return losses
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return copies, on the host."""
+        to_numpy = self.net.backend.to_numpy
+        both = {**self.net.parameters, **self.optimizer.state}
+        return {name: to_numpy(value) for name, value in both.items()}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], steps: int) -> None:
+        """Go on from ``arrays``."""
+        for name, value in {**self.net.parameters, **self.optimizer.state}.items():
+            value[...] = self.net.backend.asarray(arrays[name], value.dtype)
+        if isinstance(self.optimizer, Adam):
+            self.optimizer.steps = steps
+
+    def update(self, net: SRCNN) -> None:
+        """Do nothing: the optimizer works on the network's own arrays."""
+
+
+class DeviceStepper:
+    """Steps of a backend's ``DeviceTrainer``: pictures, patches and loss stay on the device."""
+
+    def __init__(self, net: SRCNN, data: Data, recipe: Recipe) -> None:
+        self.net, self.recipe = net, recipe
+        self.trainer = net.backend.DeviceTrainer(
+            net.parameters, [x[None] for x in data.inputs], [t[None] for t in data.labels],
+            data.index, batch_size=recipe.batch, patch_size=recipe.input_size, lr=recipe.lr,
+            optimizer=recipe.optimizer, momentum=recipe.momentum,
+        )
+        self._read = 0
+
+    def begin_epoch(self, order: NDArray[np.intp], codes: NDArray[np.intp]) -> None:
+        """Take these patches from the next step on."""
+        # The order comes round again when it is through: what this epoch has had already may
+        # stand at its end.
+        gap = self.trainer.batches * self.recipe.batch - len(order)
+        pad = np.zeros(gap, order.dtype)
+        codes = codes if self.recipe.augment else np.zeros_like(codes)
+        self.trainer.load_order(np.concatenate([order, pad]), np.concatenate([codes, pad]))
+
+    def set_rates(self, rates: Mapping[str, float]) -> None:
+        """Use these learning rates."""
+        self.trainer.set_learning_rate(rates)
+
+    def step(self) -> None:
+        """Make one step."""
+        self.trainer.step()
+        self._read += 1
+
+    def losses(self) -> list[float]:
+        """Return the sum since the last call: the device adds them up."""
+        steps, self._read = self._read, 0
+        return [self.trainer.read_loss() * steps] if steps else []
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return copies, on the host."""
+        both = {**self.trainer.parameters, **self.trainer.state}
+        return {name: self.net.backend.to_numpy(value) for name, value in both.items()}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], steps: int) -> None:
+        """Go on from ``arrays``."""
+        with self.trainer.stream:  # so that no step overtakes it
+            for name, value in self.trainer.parameters.items():
+                value[...] = self.net.backend.asarray(arrays[name], value.dtype)
+        state = {name: arrays[name] for name in self.trainer.state}
+        self.trainer.load_state(state, steps)
+
+    def update(self, net: SRCNN) -> None:
+        """Copy the parameters."""
+        for name, value in self.trainer.parameters.items():
+            net.parameters[name][...] = value
+
+
+def new_stepper(net: SRCNN, data: Data, recipe: Recipe) -> Stepper:
+    """Return the stepper for a network's backend."""
+    stepper: type[HostStepper] | type[DeviceStepper] = (
+        DeviceStepper if hasattr(net.backend, "DeviceTrainer") else HostStepper)
+    return stepper(net, data, recipe)
