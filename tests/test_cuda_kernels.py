@@ -75,7 +75,8 @@ def error(got, want):
     return np.abs(got - want).max() / np.abs(want).max()
 
 
-@pytest.mark.parametrize("step", ["v1 naive", "v2 im2col", "v3 tiled", "v4 fused"])
+@pytest.mark.parametrize("step", ["v1 naive", "v2 im2col", "v3 tiled", "v4 sliding", "v5 split",
+                                  "v6 fused"])
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
 def test_every_version_is_the_convolution_and_its_gradients(device, step, shape, dtype):
     version = next(v for v in versions(inner(device)) if v.name == step)

@@ -23,9 +23,9 @@ def test_every_kernel_is_compared_before_it_is_timed(backend, batch, size, monke
     lines: list[str] = []
     rows = gpu.run(backend=backend, batch=batch, size=size, repeats=1, show=lines.append)
     ours = [row for row in rows if "PyTorch" not in row["who"] and "cuDNN" not in row["who"]]
-    # four versions of eight convolutions (the first layer's input needs no gradient), three
+    # six versions of eight convolutions (the first layer's input needs no gradient), three
     # kinds of step, one image
-    assert len(ours) == 4 * 8 + 3 + 1
+    assert len(ours) == 6 * 8 + 3 + 1
     assert len(lines) == len(rows) + 1
     assert all(row["microseconds"] > 0 and row["gflops"] > 0 for row in rows)
 

@@ -70,7 +70,7 @@ extern "C" __global__ void conv_backward_weight_naive(
   const int at = blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= total) return;
   const int v = at % KW, u = at / KW % KH, c = at / (KW * KH) % C, f = at / (KW * KH * C);
-  real sum = 0;  // one thread walks over the whole batch: the first thing that version 4 mends
+  real sum = 0;  // one thread walks over the whole batch: version 5 cuts this sum into parts
   for (long long n = 0; n < N; ++n)
     for (int i = 0; i < OH; ++i)
       for (int j = 0; j < OW; ++j)

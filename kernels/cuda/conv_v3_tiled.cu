@@ -12,9 +12,9 @@
 // divisions that turn k into (c,u,v) are by constants, which the compiler makes multiplications.
 //
 // What is still slow: each pixel is fetched once for each of the KH*KW columns that hold it (from
-// the L2 cache, but fetched); a layer with one filter leaves 63 of 64 rows of the tile empty; and
-// the weight gradient has few results with a very long sum (64 x 81 in the first layer: two
-// blocks!). Version 4 mends these.
+// the L2 cache, but fetched); a layer with one filter leaves 63 of 64 rows of the tile empty; see
+// version 4. And the weight gradient has few results with a very long sum (64 x 81 in the first
+// layer: two blocks!); see version 5.
 
 #ifndef REAL
 #define REAL float
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_forward_tiled(
     }
 }
 
-// Rows c, columns (n,p,q) of x, sum over (f,u,v): a convolution of dy with the kernel turned by
+// Rows c, columns (n,p,q) of x, sum over (f,u,v): a convolution of dy with the kernel rotated by
 // 180 degrees and the two channel indices swapped, dy being taken as zero outside.
 // limits: conv_backward_input_tiled registers<=128 shared<=16640 spills=0
 extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_input_tiled(

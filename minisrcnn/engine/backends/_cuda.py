@@ -40,7 +40,8 @@ from ._cuda_plan import ConvPlan, layer_options, plan_convolution
 
 Array = Any  # a cupy.ndarray, or the stand-in's
 
-CONV = "conv_v4_fused.cu"
+CONV = "conv_v6_fused.cu"
+CONV_WEIGHT = "conv_v5_split.cu"
 POINTWISE = "pointwise.cu"
 PATCHES = "patches.cu"
 
@@ -426,9 +427,9 @@ class CudaBackend:
     ) -> None:
         _check_image_sizes(x=x, dy=dy)
         N, _, H, W = x.shape
-        self.launch(CONV, "conv_backward_weight_fused", plan.weight_grid(parts),
+        self.launch(CONV_WEIGHT, "conv_backward_weight_split", plan.weight_grid(parts),
                     (plan.backward_weight.threads,), x, dy, partials, N, H, W,
-                    real=x.dtype, options=plan.options)
+                    real=x.dtype, options=plan.weight_options)
 
     def _mse(
         self, y: Array, t: Array, dy: Array, partial: Array, loss: Array,
@@ -504,8 +505,12 @@ def compile_configurations() -> list[tuple[str, tuple[str, ...]]]:
         for file in ("conv_v1_naive.cu", "conv_v2_im2col.cu", POINTWISE, PATCHES):
             found.append((file, compile_options(real, ())))
         for shape in layers:
-            found.append(("conv_v3_tiled.cu", compile_options(real, layer_options(shape))))
-            found.append((CONV, compile_options(real, plan_convolution(shape, real).options)))
+            plan = plan_convolution(shape, real)
+            for file, options in (("conv_v3_tiled.cu", layer_options(shape)),
+                                  ("conv_v4_sliding.cu", layer_options(shape)),
+                                  (CONV_WEIGHT, plan.weight_options),
+                                  (CONV, plan.options)):
+                found.append((file, compile_options(real, options)))
     return found
 
 

@@ -1,7 +1,8 @@
-"""The four versions of convolution in ``kernels/cuda``, side by side: for tests and benchmarks.
+"""The versions of convolution in ``kernels/cuda``, side by side: for tests and benchmarks.
 
 Each version is a :class:`Version` of three functions with one signature. The backend itself runs
-the last one (through ``_cuda.py``); the others are there to be read, checked and timed.
+the last one (through ``_cuda.py``); the others are there to be read, checked and timed. A version
+that changes only some of the three functions takes the rest from the one before it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ._cuda_plan import layer_options
 _THREADS = 256
 _GEMM = 16   # GEMM_TILE in conv_v2_im2col.cu
 _TILE = 64   # TILE in conv_v3_tiled.cu
+_SLIDE = (8, 40, 64)  # ROWS, COLUMNS * PIXELS, THREADS in conv_v4_sliding.cu
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Version:
 def versions(backend: CudaBackend) -> list[Version]:
     """Return the ladder, slowest first."""
     v1, v2, v3 = "conv_v1_naive.cu", "conv_v2_im2col.cu", "conv_v3_tiled.cu"
+    sliding = (partial(_sliding_forward, backend), partial(_sliding_backward_input, backend))
     return [
         Version("v1 naive", *(partial(f, backend, v1) for f in (
             _naive_forward, _naive_backward_input, _naive_backward_weight))),
@@ -50,7 +53,9 @@ def versions(backend: CudaBackend) -> list[Version]:
             _im2col_forward, _im2col_backward_input, _im2col_backward_weight))),
         Version("v3 tiled", *(partial(f, backend, v3) for f in (
             _tiled_forward, _tiled_backward_input, _tiled_backward_weight))),
-        Version("v4 fused", backend.conv2d_forward, backend.conv2d_backward_input,
+        Version("v4 sliding", *sliding, partial(_tiled_backward_weight, backend, v3)),
+        Version("v5 split", *sliding, backend.conv2d_backward_weight),
+        Version("v6 fused", backend.conv2d_forward, backend.conv2d_backward_input,
                 backend.conv2d_backward_weight),
     ]
 
@@ -194,6 +199,36 @@ def _tiled(
     columns, rows = results
     backend.launch(file, kernel, (-(-columns // _TILE), -(-rows // _TILE)), (_THREADS,), *args,
                    real=args[0].dtype, options=layer_options(shape))
+
+
+# ---- version 4 -----------------------------------------------------------------------------
+
+
+def _sliding_forward(backend: CudaBackend, x: Array, w: Array, b: Array) -> Array:
+    N, _, H, W = x.shape
+    F, _, KH, KW = w.shape
+    y = backend.xp.empty((N, F, H - KH + 1, W - KW + 1), x.dtype)
+    _sliding(backend, "conv_forward_sliding", w.shape, y, x, w, b, y, H, W)
+    return y
+
+
+def _sliding_backward_input(backend: CudaBackend, dy: Array, w: Array) -> Array:
+    N, _, OH, OW = dy.shape
+    _, C, KH, KW = w.shape
+    H, W = OH + KH - 1, OW + KW - 1
+    dx = backend.xp.empty((N, C, H, W), dy.dtype)
+    _sliding(backend, "conv_backward_input_sliding", w.shape, dx, dy, w, dx, H, W)
+    return dx
+
+
+def _sliding(
+    backend: CudaBackend, kernel: str, shape: tuple[int, int, int, int], result: Array, *args: Any
+) -> None:
+    N, outs, H, W = result.shape
+    rows, columns, threads = _SLIDE
+    grid = (N * -(-H // rows) * -(-W // columns), -(-outs // min(outs, 8)))
+    backend.launch("conv_v4_sliding.cu", kernel, grid, (threads,), *args, real=result.dtype,
+                   options=layer_options(shape))
 
 
 def _grid(size: int) -> tuple[int]:

@@ -167,6 +167,7 @@ class Launcher:
         return want.type(value)
 
 
+@cache
 def compile_options(real: np.dtype[Any], options: tuple[str, ...]) -> tuple[str, ...]:
     """Return what the compiler is told: the C++ standard, the meaning of ``real``, the macros."""
     return ("--std=c++17", f"-DREAL={'float' if real == np.float32 else 'double'}", *options)

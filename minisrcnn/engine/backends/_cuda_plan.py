@@ -1,4 +1,6 @@
-"""How ``conv_v4_fused.cu`` cuts a convolution into blocks and threads: its macros, worked out here.
+"""How the CUDA kernels cut a convolution into blocks and threads: their macros, worked out here.
+
+For ``conv_v6_fused.cu`` (forward, input gradient) and ``conv_v5_split.cu`` (weight gradient).
 
 A plan depends on the layer and the dtype alone, never on the image, the batch or the device. So a
 layer is compiled once, and gives the same bits on every device of one architecture.
@@ -7,14 +9,14 @@ layer is compiled once, and gives the same bits on every device of one architect
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
 SHARED_BYTES = 48 * 1024   # static shared memory that a block may have, on any device
 _COMFORTABLE = 24 * 1024   # more than this, and too few blocks fit on a multiprocessor
-_SEGMENT = 32              # SEGMENT in conv_v4_fused.cu
+_SEGMENT = 32              # SEGMENT in conv_v5_split.cu
 _MOST_PARTS = 1024         # blocks that share the sum of a weight gradient ...
 _MOST_PARTIALS = 1 << 21   # ... and numbers that they may leave for the final sum
 
@@ -85,11 +87,16 @@ class ConvPlan:
     backward_input: Tile
     backward_weight: WeightTile
 
-    @property
+    @cached_property
     def options(self) -> tuple[str, ...]:
-        """The macros with which ``conv_v4_fused.cu`` is compiled for this layer."""
+        """The macros with which ``conv_v6_fused.cu`` is compiled for this layer."""
         return (*layer_options(self.shape), *self.forward.options("FWD"),
-                *self.backward_input.options("DX"), *self.backward_weight.options())
+                *self.backward_input.options("DX"))
+
+    @cached_property
+    def weight_options(self) -> tuple[str, ...]:
+        """The macros with which ``conv_v5_split.cu`` is compiled for this layer."""
+        return (*layer_options(self.shape), *self.backward_weight.options())
 
     @property
     def count(self) -> int:

@@ -32,7 +32,7 @@ class DeviceTrainer:
     ``gather_patches``                cut, mirror and turn the patches of the batch
     ``conv_forward_fused``            once a layer: convolution, bias, ReLU
     ``mse_partial``, ``mse_finish``   loss and its gradient; add up the loss, count the step
-    ``conv_backward_weight_fused``    once a layer: partial gradients of weights and biases
+    ``conv_backward_weight_split``    once a layer: partial gradients of weights and biases
     ``conv_backward_input_fused``     once a layer but the first: gradient times ReLU mask
     ``reduce_sgd`` or ``reduce_adam`` add up the partial gradients, update all parameters
     ================================= ===================================================

@@ -1,33 +1,31 @@
-// Valid convolution, version 4: the kernels that the backend runs.
+// Valid convolution, version 6: what follows the convolution happens while its result is still on
+// the chip. Forward and input gradient; with the weight gradient of version 5 this is what the
+// backend runs.
 //
-// What changes against version 3:
+// What changes against version 4 (the sliding window is the same):
 //
-//   1. A pixel is fetched once, not KH*KW times. A block brings a patch of x into shared memory;
-//      each thread slides along a row of it: PIXELS + KW-1 numbers in registers feed
-//      OUTS * PIXELS * KW multiply-adds (8 x 5 x 9 = 360 for 13 pixels and 72 weights in the first
-//      layer of SRCNN).
-//   2. What follows the convolution happens while the result is still on the chip: bias and
-//      ReLU in the forward, the mask of the ReLU below in the input gradient.
-//   3. The weight gradient is cut along its long sum: many blocks each write a partial gradient
-//      and pointwise.cu adds them in a fixed order (and updates the weights in the same breath).
-//      No atomics, hence the same bits in every run.
-//   4. Borders: the forward repeats the nearest pixel beyond the image ('same'-sized convolution
-//      with replicated borders is the same kernel with an offset; a valid one never looks there),
+//   1. Fusion: bias and ReLU in the forward, the mask of the ReLU below in the input gradient. Each
+//      saves a kernel that would read and write the whole array once more.
+//   2. Results go through shared memory on their way out, so that neighbouring threads store
+//      neighbouring pixels; weights are read four at a time; several input channels are brought in
+//      between two barriers.
+//   3. Borders: the forward repeats the nearest pixel beyond the image ('same'-sized convolution
+//      with replicated borders is the same kernel with an offset; a valid one never reads there),
 //      the input gradient takes dy as zero beyond it.
 //
 // The sum for an output runs over (c,u,v) in the same order wherever its tile lies: an image
 // computed in strips is bit for bit the image computed whole. An image of all its channels holds at
 // most 2^31 - 1 numbers (offsets within it are ints); there may be any number of images.
 //
-// Everything a layer needs is compiled at once; the sizes that the code is shaped by are macros:
+// What is still slow: each layer's activations go out to memory and come back in the next. They
+// would have to stay in shared memory from layer to layer, as the CPU's fused training step has it.
+//
+// The sizes that the code is shaped by are macros, worked out in _cuda_plan.py:
 //   CONV_C, CONV_F, CONV_KH, CONV_KW   the layer, w (F,C,KH,KW)
 //   FWD_* and DX_*                     tiles of the forward and of the input gradient:
 //     _OUTS       output channels of a thread           _PIXELS     neighbouring pixels of a thread
 //     _BLOCK_OUTS output channels of a block            _COLUMNS    threads along a row
 //     _ROWS       rows of a block                       _STAGE      input channels at a time
-//   DW_*                               tiles of the weight gradient:
-//     _FILTERS    filters of a thread                   _ROWS       kernel rows (c,u) of a thread
-//     _BLOCK_FILTERS, _BLOCK_ROWS        the same of a block
 // The values below suit the first layer of SRCNN; the backend always gives its own.
 
 #ifndef REAL
@@ -57,15 +55,8 @@ typedef REAL real;
 #define DX_ROWS 11
 #define DX_STAGE 4
 #endif
-#ifndef DW_FILTERS
-#define DW_FILTERS 8
-#define DW_ROWS 1
-#define DW_BLOCK_FILTERS 64
-#define DW_BLOCK_ROWS 9
-#endif
 
 #define TAPS (CONV_KH * CONV_KW)
-#define SEGMENT 32  // output pixels of a row that a weight-gradient block brings in at once
 
 // Four numbers that travel together: one 16-byte load of floats, two of doubles.
 struct __align__(4 * sizeof(real)) Real4 {
@@ -118,8 +109,8 @@ struct Tile {
 
   // GRADIENT false: x is an input (IN,H,W), pixels beyond the border repeat the nearest one,
   //                 w is (OUT,IN,KH,KW).
-  // GRADIENT true:  x is dy, zero beyond the border, and w is (IN,OUT,KH,KW), turned by 180
-  //                 degrees: with u' = KH-1-u the sum over dy[p-u] w[u] becomes one over
+  // GRADIENT true:  x is dy, zero beyond the border, and w is (IN,OUT,KH,KW), rotated by
+  //                 180 degrees: with u' = KH-1-u the sum over dy[p-u] w[u] becomes one over
   //                 dy[p-(KH-1)+u'] w[KH-1-u'], a convolution like the forward, offset by KH-1.
   // (top, left): where in x the first tap of the block's first output lies.
   template <bool GRADIENT>
@@ -284,123 +275,4 @@ extern "C" __global__ void __launch_bounds__(InputGradient::THREADS, 1) conv_bac
     const int at = (c * H + p) * W + q;
     dx[at] = !masked || a[at] > 0 ? value : (real)0;
   });
-}
-
-// Partial gradients of weights and biases: block (part, tile) adds up the jobs part, part + parts,
-// ... where a job is a SEGMENT of one output row of one image, and writes
-//
-//   partial[part][f*C*KH*KW + ...]  = sum over its jobs of dy[n,f,i,j] x[n,c,i+u,j+v]
-//   partial[part][F*C*KH*KW + f]    = sum over its jobs of dy[n,f,i,j]
-//
-// A thread owns DW_FILTERS filters and DW_ROWS kernel rows (c,u), all KW taps of them. It takes
-// four pixels at a time: KW + 3 numbers of a row of x and 4 * DW_FILTERS of dy, read by four, feed
-// 4 * DW_FILTERS * KW multiply-adds (8 x 9 x 4 = 288 for 12 + 32 numbers in the first layer).
-#define ROW_GROUPS (DW_BLOCK_ROWS / DW_ROWS)
-#define FILTER_GROUPS (DW_BLOCK_FILTERS / DW_FILTERS)
-#define DW_THREADS (ROW_GROUPS * FILTER_GROUPS)
-#define DW_BIASES ((DW_BLOCK_FILTERS + DW_THREADS - 1) / DW_THREADS)  // bias sums of a thread
-// Length of a row of x: an odd multiple of four, so that reads by four of eight neighbouring rows
-// go to different banks.
-#define DW_XW ((SEGMENT + CONV_KW - 1 + 3) / 8 * 8 + 4)
-#define DW_DS (DW_FILTERS % 4 == 0 ? DW_BLOCK_FILTERS + 4 : DW_BLOCK_FILTERS | 1)
-
-// Add what PIXELS neighbouring outputs contribute; `x` and `d` point at the first of them.
-template <int PIXELS>
-__device__ __forceinline__ void add_pixels(const real* x, const real* d,
-                                           real (&sum)[DW_FILTERS][DW_ROWS][CONV_KW]) {
-  const int WINDOW = PIXELS + CONV_KW - 1, READ = PIXELS == 4 ? (WINDOW + 3) / 4 * 4 : WINDOW;
-  real delta[PIXELS][DW_FILTERS];
-#pragma unroll
-  for (int p = 0; p < PIXELS; ++p)
-    read_run<DW_FILTERS, DW_FILTERS % 4 == 0>(d + p * DW_DS, delta[p]);
-#pragma unroll
-  for (int r = 0; r < DW_ROWS; ++r) {
-    real pixel[READ];
-    read_run<READ, PIXELS == 4>(x + r * ROW_GROUPS * DW_XW, pixel);
-#pragma unroll
-    for (int p = 0; p < PIXELS; ++p)
-#pragma unroll
-      for (int f = 0; f < DW_FILTERS; ++f)
-#pragma unroll
-        for (int v = 0; v < CONV_KW; ++v) sum[f][r][v] += delta[p][f] * pixel[p + v];
-  }
-}
-
-// limits: conv_backward_weight_fused registers<=248 shared<=49152 spills=0
-extern "C" __global__ void __launch_bounds__(DW_THREADS, 1) conv_backward_weight_fused(
-    const real* __restrict__ x, const real* __restrict__ dy, real* __restrict__ partial,
-    int N, int H, int W) {
-  __shared__ __align__(32) real xs[DW_BLOCK_ROWS * DW_XW];
-  __shared__ __align__(32) real ds[SEGMENT * DW_DS];
-  const int OH = H - CONV_KH + 1, OW = W - CONV_KW + 1;
-  const int row_tiles = (CONV_C * CONV_KH + DW_BLOCK_ROWS - 1) / DW_BLOCK_ROWS;
-  const int first_row = blockIdx.y % row_tiles * DW_BLOCK_ROWS;
-  const int f0 = blockIdx.y / row_tiles * DW_BLOCK_FILTERS;
-  const int t = threadIdx.x, row_group = t % ROW_GROUPS, filter_group = t / ROW_GROUPS;
-
-  real sum[DW_FILTERS][DW_ROWS][CONV_KW];
-#pragma unroll
-  for (int f = 0; f < DW_FILTERS; ++f)
-#pragma unroll
-    for (int r = 0; r < DW_ROWS; ++r)
-#pragma unroll
-      for (int v = 0; v < CONV_KW; ++v) sum[f][r][v] = 0;
-  real bias[DW_BIASES] = {};
-
-  const int segments = (OW + SEGMENT - 1) / SEGMENT;
-  const long long jobs = (long long)N * OH * segments;
-  for (long long job = blockIdx.x; job < jobs; job += gridDim.x) {
-    const int j0 = (int)(job % segments) * SEGMENT, i = (int)(job / segments % OH);
-    const long long n = job / ((long long)segments * OH);
-    const real* const image = x + n * CONV_C * H * W;
-    const real* const deltas = dy + n * CONV_F * OH * OW;
-    const int width = min(SEGMENT, OW - j0);
-    for (int e = t; e < DW_BLOCK_ROWS * DW_XW; e += DW_THREADS) {
-      const int q = e % DW_XW, r = first_row + e / DW_XW, c = r / CONV_KH, u = r % CONV_KH;
-      const bool inside = r < CONV_C * CONV_KH && j0 + q < W;
-      xs[e] = inside ? image[(c * H + i + u) * W + j0 + q] : 0;
-    }
-    for (int e = t; e < DW_BLOCK_FILTERS * SEGMENT; e += DW_THREADS) {
-      const int q = e % SEGMENT, f = f0 + e / SEGMENT;
-      const bool inside = f < CONV_F && q < width;
-      ds[q * DW_DS + e / SEGMENT] = inside ? deltas[(f * OH + i) * OW + j0 + q] : 0;
-    }
-    __syncthreads();
-    const real* const x_at = xs + row_group * DW_XW;
-    const real* const d_at = ds + filter_group * DW_FILTERS;
-    int q = 0;
-    for (; q + 4 <= width; q += 4) add_pixels<4>(x_at + q, d_at + q * DW_DS, sum);
-    for (; q < width; ++q) add_pixels<1>(x_at + q, d_at + q * DW_DS, sum);
-    if (first_row == 0) {  // the blocks that hold the first rows also add up the biases
-#pragma unroll
-      for (int e = 0; e < DW_BIASES; ++e) {
-        const int f = t + e * DW_THREADS;
-        if (f < DW_BLOCK_FILTERS)
-          for (int p = 0; p < width; ++p) bias[e] += ds[p * DW_DS + f];
-      }
-    }
-    __syncthreads();
-  }
-
-  const int weights = CONV_F * CONV_C * TAPS;
-  real* const to = partial + blockIdx.x * (long long)(weights + CONV_F);
-#pragma unroll
-  for (int a = 0; a < DW_FILTERS; ++a) {
-    const int f = f0 + filter_group * DW_FILTERS + a;
-    if (f >= CONV_F) continue;
-#pragma unroll
-    for (int r = 0; r < DW_ROWS; ++r) {
-      const int row = first_row + row_group + r * ROW_GROUPS;
-      if (row >= CONV_C * CONV_KH) continue;
-#pragma unroll
-      for (int v = 0; v < CONV_KW; ++v)
-        to[(f * CONV_C * CONV_KH + row) * CONV_KW + v] = sum[a][r][v];
-    }
-  }
-  if (first_row != 0) return;
-#pragma unroll
-  for (int e = 0; e < DW_BIASES; ++e) {
-    const int slot = t + e * DW_THREADS;
-    if (slot < DW_BLOCK_FILTERS && f0 + slot < CONV_F) to[weights + f0 + slot] = bias[e];
-  }
 }
