@@ -1,40 +1,48 @@
 """Model files: our own format (safetensors), and the authors' MATLAB files.
 
 A model is a safetensors file: a JSON header, then raw numbers. It holds ``conv1.weight``
-(F,C,KH,KW), ``conv1.bias`` (F,), ... and, in the header, strings: the architecture, the scale and
-whatever training wants to remember. It cannot hold code. Nothing here ever unpickles.
+(F,C,KH,KW), ``conv1.bias`` (F,), ... and, in the header, strings: the architecture, the scale,
+whatever training wants to remember, and the SHA-256 of all of it. It cannot hold code. Nothing
+here ever unpickles.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import hashlib
+import json
 import os
 import re
 import stat
-import zlib
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import MinisrcnnError
 from .imaging.files import atomic_open
+from .matlab import read_arrays
 
 PathLike = str | os.PathLike[str]
 
 MODEL_FILE = "model.safetensors"
 RUNS = Path("runs")
 
-_OUR_KEYS = ("format", "arch", "filters", "channels")
+#: What a model may have: far above any SRCNN, far below what could exhaust a machine.
+MAX_KERNEL, MAX_FILTERS, MAX_LAYERS = 63, 4096, 64
+
+_OUR_KEYS = ("format", "arch", "filters", "channels", "sha256")
 _FORMAT = "minisrcnn model"
 
-# Far above any SRCNN (9-5-5 is 0.5 MB) and far below what could exhaust a machine.
-_LARGEST = 1 << 28
+_LARGEST = 1 << 28  # bytes of a file; 9-5-5 is 0.5 MB
+
+# Outputs are bounded by the weights; above this, sums and Winograd transforms could overflow.
+_LARGEST_OUTPUT = 1e30
 
 
 class Network(Protocol):
@@ -83,6 +91,8 @@ def save_state(
 ) -> None:
     """Write named arrays and strings to a safetensors file: whole or not at all.
 
+    The header also gets the key ``sha256``, of all arrays and strings.
+
     Parameters
     ----------
     path : path
@@ -110,21 +120,32 @@ def save_state(
             raise TypeError(f"metadata[{key!r}] is {value!r}, want strings")
     # safetensors writes the buffer as it lies in memory, whatever the strides say
     packed = {name: np.array(array, order="C") for name, array in arrays.items()}
+    header = dict(metadata or {})
+    header["sha256"] = _digest(packed, header)
     try:
-        data = save(packed, metadata=dict(metadata or {}))
+        data = save(packed, metadata=header)
         with atomic_open(path) as file:
             file.write(data)
     except (OSError, SafetensorError) as error:
         raise MinisrcnnError(f"{os.fspath(path)}: cannot be written ({_reason(error)})") from None
 
 
-def load_state(path: PathLike) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+def load_state(
+    path: PathLike, *, want_checksum: bool = False
+) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Read back what :func:`save_state` wrote: the arrays and the strings.
+
+    Parameters
+    ----------
+    path : path
+    want_checksum : bool
+        Whether a file without a SHA-256, as other programs write them, is refused.
 
     Raises
     ------
     MinisrcnnError
-        If the file is missing, unreadable, truncated, or not a safetensors file.
+        If the file is missing, unreadable, truncated, not a safetensors file, or not what its
+        SHA-256 says.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -133,12 +154,28 @@ def load_state(path: PathLike) -> tuple[dict[str, NDArray[Any]], dict[str, str]]
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-            return arrays, dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError,
             MemoryError) as error:
         raise MinisrcnnError(
             f"{path}: damaged, or not a safetensors file ({_reason(error)})"
         ) from None
+    written = metadata.pop("sha256", None)
+    if written is None and want_checksum:
+        raise MinisrcnnError(f"{path}: damaged: its header has no SHA-256")
+    if written is not None and written != _digest(arrays, metadata):
+        raise MinisrcnnError(f"{path}: damaged: its contents are not what its SHA-256 says")
+    return arrays, metadata
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of names, dtypes, shapes, numbers and strings, whatever their order."""
+    names = sorted(arrays)
+    kinds = [(name, arrays[name].dtype.str, arrays[name].shape) for name in names]
+    digest = hashlib.sha256(json.dumps([sorted(metadata.items()), kinds]).encode())
+    for name in names:
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
 
 
 def save_model(path: PathLike, net: Network, metadata: Mapping[str, str] | None = None) -> None:
@@ -150,8 +187,8 @@ def save_model(path: PathLike, net: Network, metadata: Mapping[str, str] | None 
         In a folder that exists; by habit ``model.safetensors``.
     net : SRCNN
     metadata : mapping of str to str, optional
-        More for the header, such as ``{"scale": "3"}``. ``format``, ``arch``, ``filters`` and
-        ``channels`` are ours.
+        More for the header, such as ``{"scale": "3"}``. ``format``, ``arch``, ``filters``,
+        ``channels`` and ``sha256`` are ours.
 
     Raises
     ------
@@ -175,19 +212,20 @@ def save_model(path: PathLike, net: Network, metadata: Mapping[str, str] | None 
 
 
 def load_model(path: PathLike) -> ModelFile:
-    """Read a model: our own format, or the authors' ``.mat``; told apart by content.
+    """Read a model: our own format, or the authors' ``.mat``; distinguished by content.
 
     Raises
     ------
     MinisrcnnError
-        If the file is missing, damaged, not a model, or has a number that is NaN or infinite.
-        Pickles, NumPy archives and MATLAB 7.3 files are refused unread.
+        If the file is missing, damaged, not a model, has a number that is NaN or infinite, or
+        weights whose outputs could overflow float32. Files of PyTorch, ONNX, TensorFlow, Keras,
+        NumPy and MATLAB 7.3 are refused unread, by name.
     """
     path = os.fspath(path)
     head = _head(path)
-    for start, what in _REFUSED:
-        if head.startswith(start):
-            raise MinisrcnnError(f"{path}: {what}")
+    other = _other_format(path, head)
+    if other is not None:
+        raise MinisrcnnError(f"{path}: {other}")
     if head.startswith(b"MATLAB 5.0 MAT-file"):
         return _model(path, _load_authors(path), {})
     return _model(path, *load_state(path))
@@ -211,6 +249,8 @@ def resolve_model(name: PathLike) -> Path:
     for place in places:
         if place.exists() and not place.is_dir():
             return place
+    if (path / "saved_model.pb").exists():
+        raise MinisrcnnError(f"{path}: a TensorFlow SavedModel; {_BY_ONNX}")
     looked = ", ".join(map(str, places))
     raise MinisrcnnError(f"no model {os.fspath(name)!r}: looked for {looked}")
 
@@ -230,14 +270,73 @@ def latest_model(scale: int, runs: Path = RUNS) -> Path | None:
     return max(found)[-1] if found else None
 
 
-_PICKLE = "may hold code and is refused unread: want a safetensors file or the authors' .mat"
-_REFUSED = (
-    (b"PK\x03\x04", f"a zip archive (.npz or .pth), which {_PICKLE}"),
-    (b"\x93NUMPY", f"a NumPy file, which {_PICKLE}"),
-    (b"\x80", f"looks like a pickle, which {_PICKLE}"),
-    (b"MATLAB 7.3", "a MATLAB 7.3 (HDF5) file, want the authors' own version 5 (save it with -v7)"),
-    (b"\x89HDF", "an HDF5 file, want a safetensors file or the authors' .mat"),
-)
+def scale_from_name(path: PathLike) -> int | None:
+    """Return the scale that a file's name hints at: 2 for ``x2.mat`` and ``9-1-5_91_x2.mat``.
+
+    The authors' files say it nowhere else. None where the name has no scale, or several.
+    """
+    found = set(re.findall(r"(?<![a-z0-9])x([2-9]|1[0-6])(?![a-z0-9])", Path(path).stem.lower()))
+    return int(found.pop()) if len(found) == 1 else None
+
+
+# --- files of other programs --------------------------------------------------------------------
+
+_BY_ONNX = "export it to ONNX, which `minisrcnn convert` reads"
+_CONVERT = "`minisrcnn convert` turns it into a model of ours, if it is a chain of convolutions"
+_WANT = "want a safetensors file or the authors' .mat"
+_PYTORCH = f"a PyTorch file, which may hold code and is not read here; {_CONVERT}"
+
+
+def _other_format(path: str, head: bytes) -> str | None:
+    """Say what a file of another program is, and what to do with it; None for what we read."""
+    starts = (
+        (b"\x93NUMPY", f"a NumPy file, which may hold code and is not read; {_WANT}"),
+        (b"\x80", f"a pickle, as PyTorch writes them, which may hold code; {_CONVERT}"),
+        (b"MATLAB 7.3", "a MATLAB 7.3 (HDF5) file, want the authors' own version 5 "
+                        "(save it with -v7)"),
+        (b"\x89HDF", f"an HDF5 file, such as Keras writes; {_BY_ONNX}"),
+    )
+    for start, what in starts:
+        if head.startswith(start):
+            return what
+    if head.startswith(b"PK\x03\x04"):
+        return _archive(path)
+    if head[4:8] == b"TFL3":
+        return f"a TensorFlow Lite file; {_BY_ONNX}"
+    if len(head) > 2 and head[0] == 8 and head[2] in (0x12, 0x1A, 0x3A, 0x42):
+        # Protocol buffers: field 1 is the version, 1 of a SavedModel and from 3 of an ONNX file.
+        if head[1] == 1:
+            return f"a TensorFlow SavedModel; {_BY_ONNX}"
+        if 3 <= head[1] < 32:
+            return f"an ONNX file; {_CONVERT}"
+    if re.search(r"\.(pb|meta|index|data-\d+-of-\d+|ckpt)$", path):
+        return f"a TensorFlow file, by its name; {_BY_ONNX}"
+    return None
+
+
+def _archive(path: str) -> str:
+    """Say what program a zip archive is of, from the names in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rsplit("/", 1)[-1] for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return f"a damaged zip archive, {_WANT}"
+    if "data.pkl" in names:
+        return _PYTORCH
+    if "model.weights.h5" in names:
+        return f"a Keras file; {_BY_ONNX}"
+    if any(name.endswith(".npy") for name in names):
+        return f"a NumPy archive, which may hold code and is not read; {_WANT}"
+    return f"a zip archive, {_WANT}"
+
+
+def _is_fsrcnn(names: Collection[str]) -> bool:
+    """Whether these are the names of an FSRCNN: PReLU, and a deconvolution at the end."""
+    words = ("deconv", "prelu", "first_part", "mid_part", "last_part")
+    return any(word in name.lower() for name in names for word in words)
+
+
+# --- checks -------------------------------------------------------------------------------------
 
 
 def _head(path: str) -> bytes:
@@ -265,6 +364,8 @@ def _reason(error: BaseException) -> str:
 
 def _model(path: str, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> ModelFile:
     """Check that arrays are a chain of square convolutions and name its architecture."""
+    if _is_fsrcnn(arrays):
+        raise MinisrcnnError(f"{path}: an FSRCNN, which is another network: want an SRCNN")
     count = len(arrays) // 2
     names = [f"conv{i + 1}.{kind}" for i in range(count) for kind in ("weight", "bias")]
     if not arrays or sorted(arrays) != sorted(names):
@@ -287,8 +388,17 @@ def _model(path: str, arrays: dict[str, NDArray[Any]], metadata: dict[str, str])
                 raise MinisrcnnError(f"{path}: {name} has dtype {a.dtype}, want floats")
             if not np.isfinite(a).all():
                 raise MinisrcnnError(f"{path}: {name} has NaN or infinite numbers")
+        if w.shape[2] > MAX_KERNEL or max(w.shape[:2]) > MAX_FILTERS or count > MAX_LAYERS:
+            raise MinisrcnnError(
+                f"{path}: layer {i + 1} of {count} has shape {w.shape}, want kernels of at most "
+                f"{MAX_KERNEL}x{MAX_KERNEL}, {MAX_FILTERS} filters, {MAX_LAYERS} layers")
         kernels.append(w.shape[2])
         widths.append(w.shape[0])
+    output = _largest_output([(arrays[f"conv{i + 1}.weight"], arrays[f"conv{i + 1}.bias"])
+                              for i in range(count)])
+    if not output <= _LARGEST_OUTPUT:
+        raise MinisrcnnError(f"{path}: its weights allow outputs up to {output:.1g}, want at most "
+                             f"{_LARGEST_OUTPUT:g}: float32 could overflow")
     channels = arrays["conv1.weight"].shape[1]
     if widths[-1] != channels:
         raise MinisrcnnError(f"{path}: takes {channels} channels and gives {widths[-1]}, "
@@ -306,21 +416,33 @@ def _model(path: str, arrays: dict[str, NDArray[Any]], metadata: dict[str, str])
     return model
 
 
+def _largest_output(layers: list[tuple[NDArray[Any], NDArray[Any]]]) -> float:
+    """Bound every number that a chain computes from an image in [-1, 2].
+
+    Of layer l, with y_0 = 2:  y_l = max over f of (sum over c,u,v of |w[f,c,u,v]|) y_(l-1) + |b[f]|
+    """
+    bound = 2.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for w, b in layers:
+            sums = np.abs(w.astype(np.float64)).reshape(len(w), -1).sum(axis=1)
+            bound = float((sums * bound + np.abs(b.astype(np.float64))).max())
+    return bound
+
+
 # --- the authors' MATLAB files ------------------------------------------------------------------
 
 _AUTHORS = tuple(f"{kind}_conv{i}" for i in (1, 2, 3) for kind in ("weights", "biases"))
 
 
 def _load_authors(path: str) -> dict[str, NDArray[Any]]:
-    r"""Turn the authors' arrays into filters.
+    """Turn the authors' arrays into filters.
 
-    MATLAB counts down columns first, so row :math:`k` of ``weights_conv1`` (f1*f1, n1) is the
-    tap at row :math:`k \bmod f_1`, column :math:`\lfloor k / f_1 \rfloor`. Their test code
-    filters with ``imfilter``, a correlation, as ours: nothing is flipped.
+    MATLAB counts down columns first, so row k of ``weights_conv1`` (f1*f1, n1) is the tap at row
+    k mod f1, column k div f1. Their test code filters with ``imfilter``, a correlation, as ours:
+    nothing is flipped. ::
 
-    .. math:: w^1_{f,0,u,v} = W^1_{u + f_1 v,\, f} \qquad
-              w^2_{f,c,u,v} = W^2_{c,\, u + f_2 v,\, f} \qquad
-              w^3_{0,c,u,v} = W^3_{c,\, u + f_3 v}
+        w1[f,0,u,v] = W1[u + f1 v, f]    w2[f,c,u,v] = W2[c, u + f2 v, f]
+        w3[0,c,u,v] = W3[c, u + f3 v]
     """
     raw = _read_mat(path)
     w1, w2, w3 = (raw[f"weights_conv{i}"] for i in (1, 2, 3))
@@ -350,56 +472,21 @@ def _load_authors(path: str) -> dict[str, NDArray[Any]]:
 
 def _read_mat(path: str) -> dict[str, NDArray[Any]]:
     """Read the authors' six variables, and nothing else, from a version 5 ``.mat`` file."""
-    from scipy.io import loadmat, whosmat
-
     try:
         with open(path, "rb") as file:
-            plain: Any = io.BytesIO(b"".join(_unpacked(file.read())))
-        listing = {name: (shape, kind) for name, shape, kind in whosmat(plain)}
-        missing = [name for name in _AUTHORS if name not in listing]
-        if missing:
-            raise MinisrcnnError(f"{path}: not one of the authors' models: has no {missing[0]}")
-        for name in _AUTHORS:
-            shape, kind = listing[name]
-            if kind not in ("double", "single") or 0 in shape or len(shape) > 3:
-                raise MinisrcnnError(f"{path}: {name} is {kind} {shape}, want an array of floats")
-        plain.seek(0)
-        contents = loadmat(plain, variable_names=_AUTHORS)
-        raw = {name: np.asarray(contents[name]) for name in _AUTHORS}
-    except MinisrcnnError:
-        raise
-    except Exception as error:  # a damaged file can raise anything inside the reader
-        raise MinisrcnnError(f"{path}: damaged .mat file ({_reason(error)})") from None
+            raw, names = read_arrays(file.read(), _AUTHORS, _LARGEST)
+    except OSError as error:
+        raise MinisrcnnError(f"{path}: cannot be read ({_reason(error)})") from None
+    except (ValueError, MemoryError) as error:
+        raise MinisrcnnError(f"{path}: damaged, or not one of the authors' models "
+                             f"({_reason(error)})") from None
+    if _is_fsrcnn(names):
+        raise MinisrcnnError(f"{path}: an FSRCNN, which is another network: want an SRCNN")
+    missing = [name for name in _AUTHORS if name not in raw]
+    if missing:
+        raise MinisrcnnError(f"{path}: not one of the authors' models: has no {missing[0]}")
     for name, array in raw.items():
-        # complex, object or mislabelled data; an array smaller than the shape it announces
-        if array.dtype.kind not in "f" or array.shape != listing[name][0]:
-            raise MinisrcnnError(f"{path}: {name} is not an array of floats")
+        if array.ndim > 3:
+            raise MinisrcnnError(f"{path}: {name} has shape {array.shape}, "
+                                 "want at most 3 dimensions")
     return raw
-
-
-def _unpacked(data: bytes) -> Iterator[bytes]:
-    """Yield a version 5 file with its compressed elements unpacked, never above ``_LARGEST``.
-
-    The reader would take the sizes in the file for true; so a few bytes could ask for gigabytes.
-    """
-    yield data[:128]
-    order: Literal["little", "big"] = "little" if data[126:128] == b"IM" else "big"
-    position, total = 128, 0
-    while position + 8 <= len(data):
-        kind = int.from_bytes(data[position : position + 4], order)
-        size = int.from_bytes(data[position + 4 : position + 8], order)
-        body = data[position + 8 : position + 8 + size]
-        if len(body) < size:
-            raise ValueError("truncated")
-        if kind == 15:  # miCOMPRESSED: a zlib stream of one element
-            unpacker = zlib.decompressobj()
-            body = unpacker.decompress(body, _LARGEST - total + 1)
-            total += len(body)
-            if total > _LARGEST:
-                raise ValueError(f"unpacks to more than {_LARGEST:,} bytes")
-            if not unpacker.eof:
-                raise ValueError("truncated")
-            yield body
-        elif kind == 14:  # miMATRIX
-            yield data[position : position + 8] + body
-        position += 8 + size

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .checkpoint import ModelFile, load_model, save_model
+from .checkpoint import MAX_KERNEL, MAX_LAYERS, ModelFile, load_model, save_model
 from .engine.backends import get_backend
 from .engine.backends._checks import check_size
 from .engine.layers import Chain, Conv2d, Init, Layer, ReLU
@@ -285,12 +285,17 @@ def parse_arch(arch: str) -> tuple[int, ...]:
     Raises
     ------
     ValueError
-        If ``arch`` is not one or more whole numbers of at least 1 joined by dashes.
+        If ``arch`` is not one or more whole numbers of at least 1 joined by dashes, or has more
+        layers or larger kernels than a model may have.
     """
     parts = arch.split("-") if isinstance(arch, str) else []
     if not parts or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
         raise ValueError(f"arch is {arch!r}, want kernel sizes joined by dashes, such as '9-1-5'")
-    return tuple(map(int, parts))
+    kernels = tuple(map(int, parts))
+    if max(kernels) > MAX_KERNEL or len(kernels) > MAX_LAYERS:
+        raise ValueError(f"arch is {arch[:60]!r}, want kernels of at most {MAX_KERNEL} and at most "
+                         f"{MAX_LAYERS} layers")
+    return kernels
 
 
 def _tiles(H: int, W: int, size: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:

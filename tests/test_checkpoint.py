@@ -24,7 +24,9 @@ from minisrcnn.checkpoint import (
     resolve_model,
     save_model,
     save_state,
+    scale_from_name,
 )
+from minisrcnn.engine.backends import unavailable_reason
 
 AUTHORS = next(
     (
@@ -309,6 +311,162 @@ def test_a_truncated_model(tmp_path, keep):
     with pytest.raises(MinisrcnnError) as error:
         load_model(path)
     one_line(error)
+
+
+# --- checksums ----------------------------------------------------------------------------------
+
+
+def test_one_changed_bit_of_the_numbers_is_found(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_model(path, small_net(), {"scale": "3"})
+    data = path.read_bytes()
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    rng = np.random.default_rng(0)
+    for at in rng.integers(start, len(data), 150):
+        changed = bytearray(data)
+        changed[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        with pytest.raises(MinisrcnnError, match="damaged") as error:
+            load_model(path)
+        one_line(error)
+
+
+def test_a_changed_header_is_found(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_model(path, small_net(), {"scale": "3"})
+    path.write_bytes(path.read_bytes().replace(b'"scale":"3"', b'"scale":"2"'))
+    with pytest.raises(MinisrcnnError, match="SHA-256"):
+        load_model(path)
+
+
+def test_names_cannot_change_places(tmp_path):
+    """Two tensors of one shape, their names exchanged in the header."""
+    path = tmp_path / "s"
+    save_state(path, {"aa": np.zeros(3), "bb": np.ones(3)}, {})
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"aa"', b'"cc"').replace(b'"bb"', b'"aa"')
+                     .replace(b'"cc"', b'"bb"'))
+    with pytest.raises(MinisrcnnError, match="SHA-256"):
+        load_state(path)
+
+
+def test_files_of_other_programs_have_no_checksum(tmp_path):
+    from safetensors.numpy import save_file
+
+    net = small_net()
+    save_file(dict(net.parameters), tmp_path / "m")
+    assert load_model(tmp_path / "m").arch == "5-1-3"
+    with pytest.raises(MinisrcnnError, match="no SHA-256"):
+        load_state(tmp_path / "m", want_checksum=True)
+
+
+# --- limits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [1e300, 1e38, 3e30])
+def test_weights_that_overflow_float32_are_refused(tmp_path, value):
+    arrays = {name: a.astype(np.float64) for name, a in arrays_of(small_net()).items()}
+    arrays["conv2.weight"][0, 0, 0, 0] = value
+    save_state(tmp_path / "m", arrays)
+    with pytest.raises(MinisrcnnError, match="float32 could overflow") as error:
+        load_model(tmp_path / "m")
+    one_line(error)
+
+
+def test_the_bound_on_outputs_holds(tmp_path):
+    """Just below the limit no image in range gives anything but finite numbers."""
+    net = small_net(arch="9-5-5", filters=(8, 8))
+    for name in ("conv1.weight", "conv2.weight", "conv3.weight"):
+        net.parameters[name] *= 5e8
+    save_model(tmp_path / "m", net)
+    for backend in ("numpy", "numba"):
+        if unavailable_reason(backend) is None:
+            loaded = SRCNN.load(tmp_path / "m", backend=backend)
+            for image in (np.ones((40, 50), np.float32),
+                          np.random.default_rng(0).random((40, 50), np.float32)):
+                assert np.isfinite(loaded.predict(image)).all()
+
+
+def test_kernels_of_absurd_sizes_are_refused_before_they_are_allocated(tmp_path):
+    arrays = {"conv1.weight": np.zeros((1, 1, 501, 501), np.float32),
+              "conv1.bias": np.zeros(1, np.float32)}
+    save_state(tmp_path / "m", arrays)
+    with pytest.raises(MinisrcnnError, match="kernels of at most 63x63") as error:
+        load_model(tmp_path / "m")
+    one_line(error)
+    for arch in ("7001-1-5", "-".join(["3"] * 65)):
+        with pytest.raises(ValueError, match="want kernels of at most 63"):
+            SRCNN(arch)
+
+
+# --- files of other programs --------------------------------------------------------------------
+
+
+def zipped(*names) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name in names:
+            file.writestr(name, b"")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name, content, says", [
+    ("m.pth", zipped("archive/data.pkl", "archive/version"), "a PyTorch file.*minisrcnn convert"),
+    ("m.pth", pickle.dumps(Bomb(), protocol=2), "a pickle.*minisrcnn convert"),
+    ("m.keras", zipped("config.json", "model.weights.h5"), "a Keras file.*ONNX"),
+    ("m.h5", b"\x89HDF\r\n\x1a\n" + bytes(600), "HDF5.*Keras.*ONNX"),
+    ("m.npz", zipped("a.npy"), "a NumPy archive"),
+    ("m.npy", numpy_object(), "a NumPy file"),
+    ("m.zip", zipped("readme"), "a zip archive"),
+    ("m.zip", b"PK\x03\x04" + bytes(9), "a damaged zip archive"),
+    ("m.onnx", b"\x08\x08\x12\x07pytorch" + bytes(99), "an ONNX file.*minisrcnn convert"),
+    ("saved_model.pb", b"\x08\x01\x12\x99" + bytes(99), "a TensorFlow SavedModel.*ONNX"),
+    ("frozen.pb", b"\n\x30\n" + bytes(99), "a TensorFlow file.*ONNX"),
+    ("m.tflite", b"\x1c\0\0\0TFL3" + bytes(99), "a TensorFlow Lite file.*ONNX"),
+    ("m.index", bytes(99), "a TensorFlow file"),
+])
+def test_files_of_other_programs_are_named(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MinisrcnnError, match=says) as error:
+        load_model(tmp_path / name)
+    one_line(error)
+
+
+def test_an_onnx_file_that_torch_or_onnx_wrote(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="writes the file that is to be recognised")
+    graph = onnx.helper.make_graph([], "g", [], [])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "m")
+    with pytest.raises(MinisrcnnError, match="an ONNX file"):
+        load_model(tmp_path / "m")
+
+
+def test_a_folder_of_tensorflow(tmp_path):
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/saved_model.pb").write_bytes(b"\x08\x01")
+    with pytest.raises(MinisrcnnError, match="a TensorFlow SavedModel"):
+        resolve_model(tmp_path / "net")
+
+
+@pytest.mark.parametrize("names", [("first_part.0.weight", "mid_part.1.bias"),
+                                   ("conv1.weight", "deconv.weight")])
+def test_an_fsrcnn_is_named(tmp_path, names):
+    from scipy.io import savemat
+
+    save_state(tmp_path / "m", {name: np.zeros((2, 2), np.float32) for name in names})
+    savemat(tmp_path / "m.mat", {"weights_conv1": np.ones((25, 2)), "prelu_conv1": np.ones((2, 1))})
+    for file in ("m", "m.mat"):
+        with pytest.raises(MinisrcnnError, match="an FSRCNN") as error:
+            load_model(tmp_path / file)
+        one_line(error)
+
+
+@pytest.mark.parametrize("name, scale", [
+    ("x2.mat", 2), ("9-5-5(ImageNet)/x3.mat", 3), ("9-1-5_91_x3.mat", 3), ("srcnn_X4.pth", 4),
+    ("x2/model.mat", None), ("x1.mat", None), ("max3.mat", None), ("x2_x4.mat", None),
+    ("fox3.mat", None), ("x16.mat", 16), ("x17.mat", None), ("3x3.mat", None), ("x32.mat", None),
+])
+def test_the_scale_that_a_name_hints_at(name, scale):
+    assert scale_from_name(name) == scale
 
 
 # --- the authors' layout ------------------------------------------------------------------------
