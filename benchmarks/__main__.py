@@ -1,63 +1,169 @@
-"""``python -m benchmarks ops|training|inference|gpu``: see :mod:`benchmarks`."""
+"""``python -m benchmarks``: see :mod:`benchmarks` and ``docs/benchmarks.md``."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 import time
 from pathlib import Path
 
-from minisrcnn.errors import BackendUnavailableError
+from . import cases, results
+from .cases import Case
 
-from . import measure
-
-_QUICK = {
-    "ops": {"batches": (2,)},
-    "training": {"archs": ("9-1-5",), "batch": 16, "compiled": False},
-    "inference": {"archs": ("9-1-5",), "sizes": (48,)},
-}
+SUITES = ("roofs", "ops", "training", "inference", "transfer")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run one benchmark; print its table and, if asked to, write it as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", choices=("ops", "training", "inference", "gpu"))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1),
-                        help="threads of every candidate (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=15,
-                        help="how often each candidate takes its turn (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true",
-                        help="tiny sizes: to see that it runs, not how fast")
-    parser.add_argument("--cpu-time", action="store_true",
-                        help="count the process's CPU time, on one thread: for a machine that "
-                             "others use as well")
-    options = parser.parse_args(arguments)
-    if options.cpu_time:
-        options.threads = 1
-        measure.clock = time.process_time
-    measure.use_threads(options.threads)
-    machine = measure.describe_machine(options.threads)
-    print(f"{machine['processor']}, {options.threads} threads, vectors: {machine['vectors']}, "
-          f"BLAS: {', '.join(machine['blas'])}\n")
-    module = importlib.import_module(f"benchmarks.{options.what}")
-    if options.what == "gpu":
-        settings = {"backend": "cupy-emulated", "batch": 2, "size": 17} if options.quick else {}
-    else:
-        settings = {"threads": options.threads, "rounds": options.rounds}
-        settings |= _QUICK[options.what] if options.quick else {}
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return the exit code: 0, 1 (slower, noisy, differs) or 2 (wrong request)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options = parser.parse_args(words)
     try:
-        results = module.run(**settings)
-    except BackendUnavailableError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    if options.json:
-        measure.save(options.json, {"benchmark": options.what, "machine": machine,
-                                    "rounds": options.rounds, "results": results,
-                                    "clock": "CPU time" if options.cpu_time else "wall"})
+        return options.run(options, words)
+    except (ValueError, OSError) as error:
+        print(f"python -m benchmarks: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    for suite in (*SUITES, "all"):
+        command = commands.add_parser(suite, help="measure " + {
+            "roofs": "what the machine can do: sgemm, multiply-adds, bandwidth",
+            "ops": "single convolutions and their gradients", "training": "training steps",
+            "inference": "whole images", "transfer": "copies to a GPU and back",
+            "all": "everything"}[suite])
+        command.set_defaults(run=_measure, suite=suite)
+        _add_measuring(command)
+        if suite == "ops":
+            command.add_argument("--shape", action="append", metavar="N,C,F,K,H,W", default=[],
+                                 help="a convolution: patches, channels, filters, kernel, rows, "
+                                 "columns (instead of the standard ones; may be given again)")
+        if suite in ("training", "inference"):
+            command.add_argument("--arch", action="append", default=[], metavar="9-1-5")
+            command.add_argument("--size", action="append", default=[], metavar="HxW",
+                                 help="of the image" if suite == "inference" else "of the patches")
+            command.add_argument("--channels", type=int, default=1)
+        if suite == "training":
+            command.add_argument("--batch", type=int, action="append", default=[])
+
+    command = commands.add_parser("compare", help="say what got slower between two result files")
+    command.set_defaults(run=_compare)
+    command.add_argument("before", type=Path, metavar="A.json")
+    command.add_argument("after", type=Path, metavar="B.json")
+    _add_threshold(command)
+    return parser
+
+
+def _add_threshold(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--threshold", type=float, default=0.02, metavar="SHARE",
+                         help="differences up to this do not matter (default: %(default)s)")
+    command.add_argument("--level", type=float, default=0.05,
+                         help="share of false alarms that is allowed (default: %(default)s)")
+
+
+def _add_measuring(command: argparse.ArgumentParser) -> None:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    command.add_argument("--out", type=Path, metavar="FILE", help="the result file")
+    command.add_argument("--threads", type=int, default=cpus,
+                         help="of every implementation (default: all processors, %(default)s)")
+    command.add_argument("--rounds", type=int, default=9,
+                         help="turns of each implementation (default: %(default)s)")
+    command.add_argument("--quick", action="store_true", help="fewer cases, about two minutes")
+    command.add_argument("--filter", default="", metavar="REGEX",
+                         help="only cases and implementations that match")
+    command.add_argument("--list", action="store_true", help="say what would be measured")
+    command.add_argument("--with", dest="files", type=Path, action="append", default=[],
+                         metavar="FILE.py", help="a column of your own: conv2d_forward, ...")
+    command.add_argument("--strict", action="store_true", help="refuse a noisy machine")
+    command.add_argument("--cpu-time", action="store_true",
+                         help="processor time of one thread: for a machine that is not ours alone")
+    command.add_argument("--emulated", action="store_true",
+                         help="CUDA kernels on the CPU: to see that it runs, not how fast")
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    suites = SUITES if options.suite == "all" else (options.suite,)
+    if options.suite not in ("all", "roofs"):
+        suites = ("roofs", *suites)
+    chosen = [case for suite in suites for case in cases.standard(suite, options.quick)]
+    roofs = [case for case in chosen if case.suite == "roofs"]
+    if getattr(options, "shape", None):
+        own: list[Case] = [cases.Convolution(operation, *_numbers(shape, 6, ","))
+                           for shape in options.shape for operation in cases.OPERATIONS]
+        if any(min(c.output) < 1 for c in own):
+            raise ValueError("--shape has a kernel that is larger than its image, want N,C,F,K,H,W")
+        return roofs + own
+    archs = tuple(getattr(options, "arch", None) or cases.ARCHS)
+    sizes, batches = getattr(options, "size", []), getattr(options, "batch", [])
+    if options.suite == "training" and (options.arch or batches or sizes or options.channels > 1):
+        sides = [_numbers(size, 2, "x")[0] for size in sizes] or [33]
+        return roofs + [cases.Training(arch, N, side, options.channels) for arch in archs
+                        for side in sides for N in batches or [128]]
+    if options.suite == "inference" and (options.arch or sizes or options.channels > 1):
+        return roofs + [cases.Inference(arch, *_numbers(size, 2, "x"), options.channels)
+                        for arch in archs for size in sizes or ["512x512", "1024x1024"]]
+    return chosen
+
+
+def _numbers(text: str, count: int, separator: str) -> list[int]:
+    parts = text.split(separator)
+    if len(parts) != count or not all(p.isdigit() and int(p) for p in parts):
+        raise ValueError(f"{text!r} has another form, want {count} numbers joined by "
+                         f"{separator!r}")
+    return [int(p) for p in parts]
+
+
+def _measure(options: argparse.Namespace, words: list[str]) -> int:
+    from . import machine, runner
+    from .registry import all_implementations
+
+    for file in options.files:
+        if not file.is_file():
+            raise ValueError(f"--with has {file}, which does not exist, want a Python file")
+    settings = runner.Settings(
+        threads=1 if options.cpu_time else options.threads, rounds=options.rounds,
+        clock="cpu" if options.cpu_time else "wall")
+    machine.choose_cpus(settings.threads)
+    files = [file.resolve() for file in options.files]
+    sides = [runner.Side(column, name, files=files, emulated=options.emulated)
+             for name, column in all_implementations(files, options.emulated).items()]
+    chosen, sides = runner.select(_cases(options), sides, options.filter)
+    if options.list:
+        for case in chosen:
+            print(f"{case.suite:<10} {case.label:<55} {case.mflop:10.1f} MFLOP")
+        print("\nby:", ", ".join(side.name for side in sides))
+        return 0
+    if not chosen:
+        raise ValueError(f"--filter is {options.filter!r}, which matches nothing; see --list")
+    if options.strict and (busy := machine.others()) > 0.2:
+        print(f"refused: others keep {busy:.1f} processors busy", file=sys.stderr)
+        return 1
+    run = runner.measure(chosen, sides, settings, words)
+    if run.noisy:
+        print(f"NOISY: {run.noisy}", file=sys.stderr)
+        if options.strict:
+            print("refused: nothing was written", file=sys.stderr)
+            return 1
+    out = options.out or Path("runs") / f"benchmarks-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    results.save(run, out)
+    print(f"{run.seconds:.0f} s; {len(run.rows)} rows in {out}")
+    return 0
+
+
+def _compare(options: argparse.Namespace, words: list[str]) -> int:
+    from . import verdicts
+
+    comparison = verdicts.compare(results.load(options.before), results.load(options.after),
+                                  options.threshold, options.level)
+    print(comparison.text())
+    return 1 if comparison.slower else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,267 +1,292 @@
-"""GPU benchmarks: the ladder of kernels, the training step, inference; beside PyTorch and cuDNN.
+"""CUDA versions, the ``cupy`` backend and PyTorch on CUDA; timing by events.
 
-``run()`` prints a table and returns its rows. Times are medians of device time between two
-events, the second-level cache overwritten before each repetition; every kernel's result is
-compared with version 1's before it is timed. With ``backend="cupy-emulated"`` the same code runs on
-the CPU at a toy size: that proves the benchmark, its times mean nothing.
+With the backend ``cupy-emulated`` the same code runs on the CPU, at toy sizes: that proves the
+benchmark, its times mean nothing.
 
 Not yet run on a GPU.
 """
 
 from __future__ import annotations
 
-import platform
-import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from minisrcnn import SRCNN
-from minisrcnn.engine.backends import get_backend
-from minisrcnn.engine.backends._cuda_ladder import versions
+from .cases import Case, Convolution, Inference, Roof, Training, Transfer
+from .machine import ROOT
+from .ours import Call, Implementation, NotOffered, Prepared
+from .peers import torch_chain, torch_convolution, torch_step
 
-LAYERS = ((64, 1, 9, 9), (32, 64, 1, 1), (1, 32, 5, 5))  # w (F,C,KH,KW) of SRCNN 9-1-5
-_FLUSH_BYTES = 256 << 20                                 # more than any second-level cache
-_TOLERANCE = 1e-4                                        # of the largest element, in float32
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: what was run, by whom, how long, and how much work it was."""
-
-    what: str
-    who: str
-    microseconds: float
-    gflop: float
-
-    @property
-    def gflops(self) -> float:
-        """Billions of useful floating-point operations a second."""
-        return self.gflop / (self.microseconds * 1e-6)
+SUITES = ("roofs", "ops", "training", "inference", "transfer")
+_FLUSH_BYTES = 256 << 20  # more than any second-level cache
+_TF32_GATE = 1e-2
 
 
-def run(
-    *, backend: str = "cupy", batch: int = 128, size: int = 33, repeats: int = 30,
-    show: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
-    """Run everything; print a table line by line and return it as dictionaries.
+class Clock:
+    """Times calls on a device by events, with caches warm or overwritten.
 
     Parameters
     ----------
-    backend : {"cupy", "cupy-emulated"}
-        The second is for proving the benchmark itself, at a small ``batch`` and ``size``.
-    batch, size : int
-        Patches of a step, and pixels of their side.
-    repeats : int
-        Repetitions; the median is reported.
-    show : callable
-        What prints a line.
-
-    Raises
-    ------
-    BackendUnavailableError
-        If there is no GPU, in one sentence that says why.
+    xp : module
+        CuPy, or something with its ``cuda``, ``zeros`` and ``get_elapsed_time``.
     """
-    device = get_backend(backend)
-    timer = Timer(device.conv2d_forward.__self__.xp, repeats)
-    show(describe(device, timer.xp))
-    rows = []
-    for row in (*ladder(device, timer, batch, size), *training(device, timer, batch, size),
-                *inference(device, timer, size)):
-        show(f"{row.what:<34} {row.who:<24} {row.microseconds:12.1f} us "
-             f"{row.gflops:10.0f} GFLOP/s")
-        rows.append({**asdict(row), "gflops": row.gflops})
-    return rows
 
+    def __init__(self, xp: Any) -> None:
+        self.cuda = xp.cuda
+        self._flush = xp.zeros(_FLUSH_BYTES if xp.__name__ == "cupy" else 1 << 10, np.int8)
 
-def describe(device: Any, xp: Any) -> str:
-    """Return one line that says what was measured on."""
-    if device.NAME == "cupy-emulated":
-        return "emulated CUDA on a CPU: times mean nothing"
-    properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.runtime.getDevice())
-    return (f"{properties['name'].decode()}, CuPy {xp.__version__}, CUDA runtime "
-            f"{xp.cuda.runtime.runtimeGetVersion()}, {platform.system()}, float32")
+    def wait(self) -> None:
+        """Wait until the device has nothing left to do."""
+        self.cuda.Device().synchronize()
 
-
-class Timer:
-    """Measures device time with events, each repetition with cold caches."""
-
-    def __init__(self, xp: Any, repeats: int) -> None:
-        self.xp, self.repeats = xp, repeats
-        emulated = xp.__name__ != "cupy"
-        self._flush = xp.zeros((1 << 10) if emulated else _FLUSH_BYTES, np.int8)
-
-    def __call__(self, function: Callable[[], Any]) -> float:
-        """Return the median time of a call, in microseconds."""
-        events = self.xp.cuda
-        function()  # compiles, loads, fills the memory pool
-        times = []
-        for _ in range(self.repeats):
+    def milliseconds(self, call: Call, calls: int, cold: bool) -> float:
+        """Return the time of a call, the mean of ``calls`` in a row; of one, if ``cold``."""
+        if cold:
             self._flush.fill(1)
-            start, stop = events.Event(), events.Event()
-            start.record()
-            function()
-            stop.record()
-            stop.synchronize()
-            times.append(events.get_elapsed_time(start, stop) * 1e3)
-        return statistics.median(times)
+        start, stop = self.cuda.Event(), self.cuda.Event()
+        start.record()
+        for _ in range(1 if cold else calls):
+            call()
+        stop.record()
+        stop.synchronize()
+        return self.cuda.get_elapsed_time(start, stop) / (1 if cold else calls)
 
 
-def ladder(device: Any, timer: Timer, batch: int, size: int) -> list[Row]:
-    """Time every version of every convolution of SRCNN 9-1-5, and cuDNN's."""
-    rng = np.random.default_rng(0)
-    rows = []
-    side = size
-    for F, C, KH, KW in LAYERS:
-        out = side - KH + 1
-        host = [rng.standard_normal(shape).astype(np.float32) for shape in
-                ((batch, C, side, side), (F, C, KH, KW), (F,), (batch, F, out, out))]
-        x, w, b, dy = (device.asarray(a, "float32") for a in host)
-        gflop = 2e-9 * batch * F * C * KH * KW * out * out
-        expected: dict[str, np.ndarray] = {}
-        for version in versions(device.conv2d_forward.__self__):
-            calls = {"forward": partial(version.forward, x, w, b),
-                     "input gradient": partial(version.backward_input, dy, w),
-                     "weight gradient": partial(version.backward_weight, x, dy)}
-            for kind, function in calls.items():
-                if kind == "input gradient" and C == 1:
-                    continue  # a first layer needs none
-                got = device.to_numpy(function())
-                want = expected.setdefault(kind, got)
-                difference = np.abs(got - want).max() / np.abs(want).max()
-                if not difference < _TOLERANCE:
-                    raise RuntimeError(f"{version.name} {kind} of {F}x{C}x{KH}x{KW} differs from "
-                                       f"version 1 by {difference:.1e}, want less than "
-                                       f"{_TOLERANCE:g}")
-                rows.append(Row(f"{C}->{F} {KH}x{KW} {kind}", version.name, timer(function), gflop))
-        rows += _cudnn(host, f"{C}->{F} {KH}x{KW}", timer.repeats, gflop)
-        side = out
-    return rows
+class TorchClock(Clock):
+    """The same by PyTorch's events."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.torch = torch
+        self._flush = torch.zeros(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
+
+    def wait(self) -> None:
+        """Wait until the device has nothing left to do."""
+        self.torch.cuda.synchronize()
+
+    def milliseconds(self, call: Call, calls: int, cold: bool) -> float:
+        """Return the time of a call, the mean of ``calls`` in a row; of one, if ``cold``."""
+        if cold:
+            self._flush.fill_(1)
+        start, stop = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(1 if cold else calls):
+            call()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / (1 if cold else calls)
 
 
-def training(device: Any, timer: Timer, batch: int, size: int) -> list[Row]:
-    """Time one training step: by layer, fused, recorded; and PyTorch's."""
-    rng = np.random.default_rng(1)
-    net = SRCNN(backend=device, init="he", seed=0)
-    out = size - net.shrinkage
-    patches = rng.random((batch, 1, size, size)).astype(np.float32)
-    labels = patches[:, :, 6:6 + out, 6:6 + out].copy()
-    x, t = device.asarray(patches, "float32"), device.asarray(labels, "float32")
-    gflop, side = 0.0, size
-    for i, (F, C, KH, KW) in enumerate(LAYERS):
-        side -= KH - 1
-        gflop += (3 if i else 2) * 2e-9 * batch * F * C * KH * KW * side * side
+def make_clock(implementation: Implementation) -> Clock:
+    """Return the clock of an implementation on a device."""
+    if implementation.name.startswith("PyTorch"):
+        return TorchClock()
+    return Clock(_device("cupy-emulated" if "emulated" in implementation.name else "cupy")
+                 .conv2d_forward.__self__.xp)
+
+
+@cache
+def _device(name: str) -> Any:
+    from minisrcnn.engine.backends import get_backend, unavailable_reason
+
+    reason = unavailable_reason(name)
+    if reason is not None:
+        raise ImportError(reason)
+    return get_backend(name)
+
+
+def _version(name: str, title: str) -> Any:
+    """Return a CUDA version as a module with a backend's functions."""
+    from minisrcnn.engine.backends import _cuda_ladder
+
+    device = _device(name)
+    version = next(v for v in _cuda_ladder.versions(device.conv2d_forward.__self__)
+                   if v.name == title)
+    return SimpleNamespace(
+        conv2d_forward=version.forward, conv2d_backward_input=version.backward_input,
+        conv2d_backward_weight=version.backward_weight, asarray=device.asarray,
+        to_numpy=device.to_numpy)
+
+
+def _prepare(backend: str, version: str, case: Case, threads: int) -> Prepared:
+    """Prepare a case for a CUDA version, or for the backend itself where that is empty."""
+    device = _device(backend)
+    module = _version(backend, version) if version else device
+    put, fetch = partial(device.asarray, dtype="float32"), device.to_numpy
+    if isinstance(case, Convolution):
+        function = getattr(module, case.function)
+        host = [case.data[name] for name in case.arguments]
+        there = [put(a) for a in host]
+        return Prepared({"": lambda: function(*there)}, fetch,
+                        lambda: fetch(function(*(put(a) for a in host))))
+    if version:
+        raise NotOffered("not offered")
+    if isinstance(case, Roof):
+        return _roof(device.conv2d_forward.__self__.xp, case)
+    if isinstance(case, Transfer):
+        a = case.data["a"]
+        if case.direction == "to the device":
+            return Prepared({"": lambda: put(a)}, fetch)
+        there = put(a)
+        return Prepared({"": lambda: fetch(there)})
+    params = {key: put(value) for key, value in case.params.items()}
+    if isinstance(case, Inference):
+        image = put(case.data["image"])
+        predict = device.chain_predict
+        return Prepared({"fused": lambda: predict(params, image)}, fetch,
+                        lambda: fetch(predict(params, put(case.data["image"]))))
+    return _training(device, params, case, put, fetch)
+
+
+def _training(device: Any, params: Any, case: Training, put: Callable[[Any], Any],
+              fetch: Callable[[Any], Any]) -> Prepared:
+    x, t = put(case.data["x"]), put(case.data["t"])
+
+    def to_host(result: Any) -> Any:
+        loss, grads = result
+        return float(loss), {key: fetch(value) for key, value in grads.items()}
+
+    def step(x: Any, t: Any) -> Any:
+        return device.chain_loss_and_gradients(params, x, t)
+
+    return Prepared({"fused": lambda: step(x, t)}, to_host,
+                    lambda: to_host(step(put(case.data["x"]), put(case.data["t"]))))
+
+
+def _prepare_recorded(backend: str, case: Case, threads: int) -> Prepared:
+    """Prepare a step that is recorded as a CUDA graph, gathering and update included.
+
+    The gradients to check are what the first step took from the parameters, at a rate of 1.
+    """
+    device = _device(backend)
+    if not isinstance(case, Training):
+        raise NotOffered("not offered")
+    order = np.arange(case.N)
+    table = np.stack([order, np.zeros_like(order), np.zeros_like(order)], axis=1)
     trainer = device.DeviceTrainer(
-        net.parameters, list(patches), list(labels),
-        np.stack([np.arange(batch), np.zeros(batch, int), np.zeros(batch, int)], axis=1),
-        batch_size=batch, patch_size=size, lr=1e-4, momentum=0.9)
-    trainer.load_order(np.arange(batch))
-    trainer.step()  # the first compiles, the second is recorded
-    with trainer.stream:  # where the events must be
-        recorded = timer(trainer.step)
-    name = f"training step, {batch} x {size}x{size}"
+        {key: device.asarray(value, "float32") for key, value in case.params.items()},
+        list(case.data["x"]), list(case.data["t"]), table, batch_size=case.N,
+        patch_size=case.side, lr=1.0, momentum=0.9)
+    trainer.load_order(order)
+    trainer.step()
+    loss = trainer.read_loss()
+    grads = {key: case.params[key] - device.to_numpy(value)
+             for key, value in trainer.parameters.items()}
+    trainer.set_learning_rate(1e-6)
+    first = [(float(loss), grads)]
+
+    def step() -> Any:
+        with trainer.stream:  # where the events must be
+            trainer.step()
+        return first[0]
+
+    return Prepared({"recorded": step})
+
+
+def _roof(xp: Any, case: Roof) -> Prepared:
+    if xp.__name__ != "cupy" or case.name == "fma":
+        raise NotOffered("not offered")
+    if case.name == "sgemm":
+        a, b = (xp.random.rand(case.size, case.size, dtype=np.float32) for _ in range(2))
+        return Prepared({"": lambda: a @ b})
+    a, b, c = (xp.ones(case.size, np.float32) for _ in range(3))
+    triad = xp.ElementwiseKernel("float32 b, float32 c", "float32 a", "a = b + 0.5f * c", "triad")
+    return Prepared({"": lambda: triad(b, c, a)})
+
+
+def _torch(tf32: bool, case: Case, threads: int) -> Prepared:
+    """Prepare a case for PyTorch and cuDNN: eager and, for a training step, as a CUDA graph."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ImportError("PyTorch has no CUDA device")
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+
+    def put(a: Any, layout: Any = torch.contiguous_format) -> Any:
+        return torch.tensor(a, device="cuda").contiguous(memory_format=layout)
+
+    def fetch(result: Any) -> Any:
+        if isinstance(result, tuple):
+            return float(result[0]), {key: v.cpu().numpy() for key, v in result[1].items()}
+        return result.detach().cpu().numpy()
+
+    layouts = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+    if isinstance(case, Roof) and case.name == "sgemm":
+        a, b = (torch.rand(case.size, case.size, device="cuda") for _ in range(2))
+        return Prepared({"": lambda: a @ b})
+    if isinstance(case, Transfer):
+        a = case.data["a"]
+        pinned = torch.tensor(a).pin_memory()
+        there = put(a)
+        if case.direction == "to the device":
+            return Prepared({"pageable": lambda: torch.from_numpy(a).cuda(),
+                             "pinned": lambda: pinned.cuda(non_blocking=True)}, fetch)
+        return Prepared({"pageable": lambda: there.cpu(),
+                         "pinned": lambda: pinned.copy_(there)}, fetch)
+    if isinstance(case, Convolution):
+        def convolve(layout: Any) -> Call:
+            return torch_convolution(torch, case, partial(put, layout=layout))
+        return Prepared({name: convolve(layout) for name, layout in layouts.items()}, fetch)
+    if isinstance(case, Inference):
+        def predict(layout: Any, image: Any) -> Any:
+            values = [put(v, layout) if v.ndim == 4 else put(v) for v in case.params.values()]
+
+            def call(x: Any = None) -> Any:
+                with torch.inference_mode():
+                    return torch_chain(torch, values, image if x is None else x, padding=True)[0]
+            return call
+        calls = {name: predict(layout, put(case.data["image"][None], layout))
+                 for name, layout in layouts.items()}
+        host = torch.tensor(case.data["image"][None])
+        return Prepared(calls, fetch, lambda: fetch(calls["contiguous"](host.cuda())))
+    if not isinstance(case, Training):
+        raise NotOffered("not offered")
+    run = partial(torch_chain, torch)
+    calls = {f"{name}, eager": torch_step(torch, case, partial(put, layout=layout), case.N, run)
+             for name, layout in layouts.items()}
+    calls |= {f"{name}, graph": _torch_graph(torch, calls[f"{name}, eager"]) for name in layouts}
+    return Prepared(calls, fetch)
+
+
+def _torch_graph(torch: Any, step: Call) -> Call:
+    side_stream = torch.cuda.Stream()
+    with torch.cuda.stream(side_stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side_stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+
+    def replay() -> Any:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def implementations(backend: str) -> list[Implementation]:
+    """Return the CUDA versions and the backend as columns."""
+    prefix = "CUDA" if backend == "cupy" else "emulated"
+    sources = sorted((ROOT / "kernels" / "cuda").glob("conv_v*.cu"))
+    versions = [path.stem.removeprefix("conv_").replace("_", " ") for path in sources]
     return [
-        Row(name, "by layer, gradients only", timer(lambda: net.loss_and_gradients_by_layer(x, t)),
-            gflop),
-        Row(name, "fused, gradients only", timer(lambda: net.loss_and_gradients(x, t)), gflop),
-        Row(name, "recorded, with SGD", recorded, gflop),
-        *_torch_step(patches, labels, timer.repeats, name, gflop),
+        *(Implementation(f"{prefix} {name}", partial(_prepare, backend, name), ("ops",), "gpu",
+                         needs=backend) for name in versions),
+        Implementation(backend, partial(_prepare, backend, ""), SUITES, "gpu", needs=backend),
+        Implementation(f"{backend} recorded step", partial(_prepare_recorded, backend),
+                       ("training",), "gpu", needs=backend),
     ]
 
 
-def inference(device: Any, timer: Timer, size: int) -> list[Row]:
-    """Time the restoration of one image, already on the device."""
-    net = SRCNN(backend=device, init="he", seed=0)
-    side = 1024 if timer.xp.__name__ == "cupy" else size
-    image = device.asarray(np.random.default_rng(2).random((1, side, side)), "float32")
-    gflop = 2e-9 * side * side * sum(F * C * KH * KW for F, C, KH, KW in LAYERS)
-    time = timer(lambda: device.chain_predict(net.parameters, image))
-    return [Row(f"inference, {side}x{side}", "fused", time, gflop)]
-
-
-def _torch_on_gpu() -> Any:
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch if torch.cuda.is_available() else None
-
-
-def _torch_time(torch: Any, function: Callable[[], Any], repeats: int) -> float:
-    flush = torch.zeros(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
-    for _ in range(3):  # cuDNN tries its algorithms
-        function()
-    times = []
-    for _ in range(repeats):
-        flush.fill_(1)
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) * 1e3)
-    return statistics.median(times)
-
-
-def _cudnn(host: list[np.ndarray], what: str, repeats: int, gflop: float) -> list[Row]:
-    """Time cuDNN's convolutions through PyTorch, in full float32 and in TF32."""
-    torch = _torch_on_gpu()
-    if torch is None:
-        return []
-    torch.backends.cudnn.benchmark = True
-    x, w, b, dy = (torch.tensor(a, device="cuda") for a in host)
-    rows = []
-    for tf32 in (False, True):
-        torch.backends.cudnn.allow_tf32 = tf32
-        who = f"cuDNN {'TF32' if tf32 else 'float32'}"
-        calls: list[tuple[str, Callable[[], Any]]] = [
-            ("forward", lambda: torch.nn.functional.conv2d(x, w, b)),
-            ("weight gradient", lambda: torch.nn.grad.conv2d_weight(x, w.shape, dy)),
-        ]
-        if x.shape[1] > 1:
-            calls.append(("input gradient", lambda: torch.nn.grad.conv2d_input(x.shape, w, dy)))
-        rows += [Row(f"{what} {kind}", who, _torch_time(torch, call, repeats), gflop)
-                 for kind, call in calls]
-    return rows
-
-
-def _torch_step(
-    patches: np.ndarray, labels: np.ndarray, repeats: int, name: str, gflop: float
-) -> list[Row]:
-    """Time the same step in PyTorch: eager, and captured in a CUDA graph, float32 and TF32."""
-    torch = _torch_on_gpu()
-    if torch is None:
-        return []
-    torch.backends.cudnn.benchmark = True
-    x, t = (torch.tensor(a, device="cuda") for a in (patches, labels))
-    rows = []
-    for tf32 in (False, True):
-        torch.backends.cudnn.allow_tf32 = tf32
-        layers: list[Any] = []
-        for F, C, KH, KW in LAYERS:
-            layers += [torch.nn.Conv2d(C, F, (KH, KW)), torch.nn.ReLU()]
-        net = torch.nn.Sequential(*layers[:-1]).cuda()
-        optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
-
-        def step(net: Any = net, optimizer: Any = optimizer) -> None:
-            optimizer.zero_grad(set_to_none=False)
-            torch.nn.functional.mse_loss(net(x), t).backward()
-            optimizer.step()
-
-        kind = "TF32" if tf32 else "float32"
-        rows.append(Row(name, f"PyTorch {kind}, with SGD", _torch_time(torch, step, repeats),
-                        gflop))
-        side_stream = torch.cuda.Stream()
-        with torch.cuda.stream(side_stream):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(side_stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        rows.append(Row(name, f"PyTorch {kind}, recorded",
-                        _torch_time(torch, graph.replay, repeats), gflop))
-    return rows
+def peers() -> list[Implementation]:
+    """Return PyTorch on CUDA as columns: float32, and TF32 with a gate of its own."""
+    return [Implementation("PyTorch CUDA", partial(_torch, False), SUITES, "gpu",
+                           needs="PyTorch with CUDA"),
+            Implementation("PyTorch CUDA TF32", partial(_torch, True), SUITES[:-1], "gpu",
+                           gate=_TF32_GATE, needs="PyTorch with CUDA")]

@@ -1,108 +1,121 @@
-"""The same work by PyTorch, ONNX Runtime and OpenVINO, each at its best settings."""
+"""The same work by PyTorch, ONNX Runtime, OpenVINO, ncnn and LiteRT, each at its best settings."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .networks import Params, layers_of
+from .cases import Case, Convolution, Inference, Training
+from .ours import Call, Implementation, NotOffered, Prepared
 
-Predict = Callable[[], Any]
+Params = dict[str, Any]
 
 
-def torch_steps(params: Params, x: Any, t: Any, compiled: bool) -> dict[str, Callable[[], Any]]:
-    """Loss and gradients of the whole batch by PyTorch, in every setting that may be its best.
+def torch_chain(torch: Any, values: list[Any], x: Any, padding: bool = False) -> Any:
+    """Run weights and biases, in turn, over ``x``, with ReLU between them."""
+    for i in range(0, len(values), 2):
+        pad = values[i].shape[2] // 2 if padding else 0
+        x = torch.nn.functional.conv2d(x, values[i], values[i + 1], padding=pad)
+        if i < len(values) - 2:
+            x = torch.nn.functional.relu(x, inplace=True)
+    return x
 
-    Contiguous and channels-last; in groups of 128 to 16 patches whose gradients add up; eager and,
-    if ``compiled``, through ``torch.compile``. Each call returns (loss, gradients).
-    """
+
+def torch_convolution(torch: Any, case: Convolution, put: Callable[[Any], Any]) -> Call:
+    """Return a call of one convolution or gradient on tensors that ``put`` has placed."""
+    x, w, dy = (put(case.data[name]) for name in ("x", "w", "dy"))
+    b = torch.tensor(case.data["b"], device=x.device)
+    if case.operation == "forward":
+        return lambda: torch.nn.functional.conv2d(x, w, b)
+    which = case.operation == "input gradient"
+    return lambda: torch.ops.aten.convolution_backward(
+        dy, x, w, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [which, not which, False],
+    )[0 if which else 1]
+
+
+def torch_step(torch: Any, case: Training, put: Callable[[Any], Any], group: int,
+               run: Callable[..., Any]) -> Call:
+    """Return a call of loss and gradients, in groups of patches whose gradients add up."""
+    leaves = [put(v) if v.ndim == 4 else put(v[None, :, None, None])[0, :, 0, 0]
+              for v in case.params.values()]
+    leaves = [v.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+              for v in leaves]
+    x, t = put(case.data["x"]), put(case.data["t"])
+
+    def step() -> Any:
+        for leaf in leaves:
+            leaf.grad = None
+        total = 0.0
+        for first in range(0, case.N, group):
+            y = run(leaves, x[first:first + group])
+            difference = y - t[first:first + group]
+            loss = (difference * difference).sum() / t.numel()
+            loss.backward()
+            total = total + loss.detach()
+        return total, {key: v.grad for key, v in zip(case.params, leaves, strict=True)}
+
+    return step
+
+
+def _torch(case: Case, threads: int, layout: str, compiled: bool) -> Prepared:
     import torch
 
-    N, steps = len(x), {}
-    kernels = [w.shape[2] for w, _ in layers_of(params)]
+    torch.set_num_threads(threads)
+    memory_format = getattr(torch, layout)
 
-    def forward(values: list[Any], patches: Any) -> Any:
-        for i in range(len(kernels)):
-            patches = torch.nn.functional.conv2d(patches, values[2 * i], values[2 * i + 1])
-            if i < len(kernels) - 1:
-                patches = torch.nn.functional.relu(patches, inplace=True)
-        return patches
+    def put(a: Any) -> Any:
+        return torch.tensor(a).contiguous(memory_format=memory_format)
 
-    def make(layout: Any, group: int, run: Callable[..., Any]) -> Callable[[], Any]:
-        leaves = [torch.tensor(v) for v in params.values()]
-        leaves = [v.to(memory_format=layout) if v.ndim == 4 else v for v in leaves]
-        leaves = [v.requires_grad_() for v in leaves]
-        inputs = torch.tensor(x).to(memory_format=layout)
-        targets = torch.tensor(t).to(memory_format=layout)
+    def fetch(result: Any) -> Any:
+        if isinstance(result, tuple):
+            return float(result[0]), {key: v.numpy() for key, v in result[1].items()}
+        return result.detach().numpy()
 
-        def step() -> Any:
-            for leaf in leaves:
-                leaf.grad = None
-            total = 0.0
-            for first in range(0, N, group):
-                y = run(leaves, inputs[first:first + group])
-                difference = y - targets[first:first + group]
-                loss = (difference * difference).sum() / t.size
-                loss.backward()
-                total += loss.item()
-            return total, {key: v.grad for key, v in zip(params, leaves, strict=True)}
-
-        return step
-
-    layouts = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-    groups = [g for g in (128, 64, 32, 16) if N % g == 0] or [N]
-    for layout, memory_format in layouts.items():
-        for group in groups:
-            steps[f"PyTorch {layout}, {group}"] = make(memory_format, group, forward)
+    if isinstance(case, Convolution):
         if compiled:
-            for group in (groups[0], groups[-1]):
-                run = torch.compile(forward)
-                steps[f"PyTorch {layout}, {group}, compiled"] = make(memory_format, group, run)
-    return steps
+            raise NotOffered("a single operation has nothing to fuse")
+        return Prepared({layout: torch_convolution(torch, case, put)}, fetch)
+    run = partial(torch_chain, torch)
+    if isinstance(case, Training):
+        run = torch.compile(run) if compiled else run
+        groups = [g for g in (128, 64, 32, 16) if case.N % g == 0] or [case.N]
+        groups = groups[:1] if compiled else groups  # each takes half a minute to compile
+        return Prepared({f"groups of {g}": torch_step(torch, case, put, g, run) for g in groups},
+                        fetch)
+    if not isinstance(case, Inference):
+        raise NotOffered("not offered")
+    values = [put(v) if v.ndim == 4 else torch.tensor(v) for v in case.params.values()]
+    x = put(case.data["image"][None])
+    whole = partial(torch_chain, torch, padding=True)
+    whole = torch.compile(whole) if compiled else whole
+
+    def predict() -> Any:
+        with torch.inference_mode():
+            return whole(values, x)[0]
+
+    return Prepared({layout: predict}, fetch)
 
 
-def torch_predicts(params: Params, image: Any) -> dict[str, Predict]:
-    """Inference by PyTorch, contiguous and channels-last; zero padding."""
-    import torch
-
-    def make(layout: Any) -> Predict:
-        layers = [(torch.tensor(w).to(memory_format=layout), torch.tensor(b))
-                  for w, b in layers_of(params)]
-        x = torch.tensor(image[None]).to(memory_format=layout)
-
-        def predict() -> Any:
-            y = x
-            with torch.inference_mode():
-                for i, (w, b) in enumerate(layers):
-                    y = torch.nn.functional.conv2d(y, w, b, padding=w.shape[2] // 2)
-                    if i < len(layers) - 1:
-                        y = torch.nn.functional.relu(y, inplace=True)
-            return y[0].numpy()
-
-        return predict
-
-    return {"PyTorch contiguous": make(torch.contiguous_format),
-            "PyTorch channels-last": make(torch.channels_last)}
-
-
-def onnx_model(params: Params, image: Any) -> bytes:
+def _onnx_model(case: Inference) -> bytes:
     """Return the chain as an ONNX model with zero padding, for the image's very size."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     nodes, weights, name = [], [], "x"
-    layers = layers_of(params)
-    for i, (w, b) in enumerate(layers):
+    for i, (w, b) in enumerate(case.layers):
         weights += [numpy_helper.from_array(w, f"w{i}"), numpy_helper.from_array(b, f"b{i}")]
-        pad = w.shape[2] // 2
-        nodes.append(helper.make_node("Conv", [name, f"w{i}", f"b{i}"], [f"c{i}"], pads=[pad] * 4))
+        nodes.append(helper.make_node("Conv", [name, f"w{i}", f"b{i}"], [f"c{i}"],
+                                      pads=[w.shape[2] // 2] * 4))
         name = f"c{i}"
-        if i < len(layers) - 1:
+        if i < len(case.layers) - 1:
             nodes.append(helper.make_node("Relu", [name], [f"r{i}"]))
             name = f"r{i}"
-    shape = [1, *image.shape]
+    shape = [1, case.channels, case.H, case.W]
     graph = helper.make_graph(
         nodes, "srcnn", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)], weights,
@@ -112,34 +125,142 @@ def onnx_model(params: Params, image: Any) -> bytes:
     return model.SerializeToString()
 
 
-def onnxruntime_predicts(params: Params, image: Any, threads: int) -> dict[str, Predict]:
-    """Inference by ONNX Runtime."""
+def _onnxruntime(case: Case, threads: int) -> Prepared:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(onnx_model(params, image), options,
+    session = onnxruntime.InferenceSession(_onnx_model(case), options,
                                            providers=["CPUExecutionProvider"])
-    feed = {"x": image[None]}
-    return {"ONNX Runtime": lambda: session.run(None, feed)[0][0]}
+    feed = {"x": case.data["image"][None]}
+    return Prepared({"": lambda: session.run(None, feed)[0][0]})
 
 
-def openvino_predicts(params: Params, image: Any, threads: int) -> dict[str, Predict]:
-    """Inference by OpenVINO, in float32."""
+def _openvino(case: Case, threads: int) -> Prepared:
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(onnx_model(params, image))
-    compiled = core.compile_model(model, "CPU", {
+    compiled = core.compile_model(core.read_model(_onnx_model(case)), "CPU", {
         "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
     })
     request = compiled.create_infer_request()
-    x = np.ascontiguousarray(image[None])
+    x = np.ascontiguousarray(case.data["image"][None])
 
     def predict() -> Any:
         request.infer([x], share_inputs=True, share_outputs=True)
         return request.get_output_tensor(0).data[0]
 
-    return {"OpenVINO": predict}
+    return Prepared({"": predict})
+
+
+def _ncnn(case: Case, threads: int) -> Prepared:
+    import ncnn
+
+    layers = case.layers
+    text = ["7767517", f"{len(layers) + 1} {len(layers) + 1}", "Input x 0 1 x"]
+    weights = b""
+    for i, (w, b) in enumerate(layers):
+        F, _, K, _ = w.shape
+        text.append(f"Convolution conv{i} 1 1 {f'y{i - 1}' if i else 'x'} y{i} 0={F} 1={K} "
+                    f"4={K // 2} 5=1 6={w.size} 9={int(i < len(layers) - 1)}")
+        weights += bytes(4) + w.tobytes() + b.tobytes()  # four zeros: float32 follows
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.opt.use_vulkan_compute = False
+    for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "bf16_packed"):
+        if hasattr(net.opt, f"use_{option}"):
+            setattr(net.opt, f"use_{option}", False)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "net.param").write_text("\n".join(text) + "\n")
+        (Path(folder) / "net.bin").write_bytes(weights)
+        if net.load_param(f"{folder}/net.param") or net.load_model(f"{folder}/net.bin"):
+            raise RuntimeError("ncnn refuses the model")
+    x, last = ncnn.Mat(case.data["image"]), f"y{len(layers) - 1}"
+
+    def predict() -> Any:
+        extractor = net.create_extractor()
+        extractor.input("x", x)
+        return extractor.extract(last)[1]
+
+    return Prepared({"": predict}, np.array)
+
+
+def _litert_model(case: Inference) -> bytes:
+    """Return the chain as a TFLite model, zero padding, channels last."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as s
+
+    model, graph = s.ModelT(), s.SubGraphT()
+    model.version, model.subgraphs, model.buffers = 3, [graph], [s.BufferT()]
+    graph.tensors, graph.operators = [], []
+    code = s.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = s.BuiltinOperator.CONV_2D
+    model.operatorCodes = [code]
+
+    def tensor(shape: tuple[int, ...], values: Any = None) -> int:
+        t = s.TensorT()
+        t.shape, t.type, t.buffer = list(shape), s.TensorType.FLOAT32, 0
+        t.name = f"t{len(graph.tensors)}"
+        if values is not None:
+            buffer = s.BufferT()
+            buffer.data = np.frombuffer(np.ascontiguousarray(values, "<f4").tobytes(), np.uint8)
+            t.buffer = len(model.buffers)
+            model.buffers.append(buffer)
+        graph.tensors.append(t)
+        return len(graph.tensors) - 1
+
+    x = tensor((1, case.H, case.W, case.channels))
+    graph.inputs = [x]
+    for i, (w, b) in enumerate(case.layers):
+        op, how = s.OperatorT(), s.Conv2DOptionsT()
+        how.padding, how.strideW, how.strideH = s.Padding.SAME, 1, 1
+        how.dilationWFactor = how.dilationHFactor = 1
+        last = i == len(case.layers) - 1
+        how.fusedActivationFunction = (s.ActivationFunctionType.NONE if last
+                                       else s.ActivationFunctionType.RELU)
+        ohwi = w.transpose(0, 2, 3, 1)
+        y = tensor((1, case.H, case.W, w.shape[0]))
+        op.opcodeIndex, op.inputs, op.outputs = 0, [x, tensor(ohwi.shape, ohwi),
+                                                    tensor(b.shape, b)], [y]
+        op.builtinOptionsType, op.builtinOptions = s.BuiltinOptions.Conv2DOptions, how
+        graph.operators.append(op)
+        x = y
+    graph.outputs = [x]
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _litert(case: Case, threads: int) -> Prepared:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=_litert_model(case), num_threads=threads)
+    interpreter.allocate_tensors()
+    x, y = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    image = np.ascontiguousarray(case.data["image"].transpose(1, 2, 0)[None])
+
+    def predict() -> Any:
+        interpreter.set_tensor(x, image)
+        interpreter.invoke()
+        return interpreter.get_tensor(y)
+
+    return Prepared({"": predict}, lambda result: result[0].transpose(2, 0, 1))
+
+
+def implementations() -> list[Implementation]:
+    """Return the peers on the CPU."""
+    def torch(layout: str, compiled: bool = False) -> Callable[[Case, int], Prepared]:
+        return partial(_torch, layout=layout, compiled=compiled)
+
+    return [
+        Implementation("PyTorch", torch("contiguous_format"), needs="torch"),
+        Implementation("PyTorch channels-last", torch("channels_last"), needs="torch"),
+        Implementation("PyTorch compile", torch("channels_last", compiled=True),
+                       suites=("training", "inference"), needs="torch"),
+        Implementation("ONNX Runtime", _onnxruntime, suites=("inference",)),
+        Implementation("OpenVINO", _openvino, suites=("inference",)),
+        Implementation("ncnn", _ncnn, suites=("inference",)),
+        Implementation("LiteRT", _litert, suites=("inference",)),
+    ]

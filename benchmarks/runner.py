@@ -1,0 +1,327 @@
+"""Directs a run: one process an implementation, turns in shuffled order, an eye on the noise.
+
+For each case every implementation is prepared, checked and warmed up; then come rounds, in
+each of which all take a turn, in an order of its own. Who has no turn is stopped by the kernel, so
+that no idle thread can take a core from who has. All are bound to the same processors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import cases, machine
+from .cases import Case, Roof
+from .ours import Implementation
+from .registry import all_implementations
+from .results import Row, Run
+
+# Every library's own word for the number of threads; they are read when it is loaded.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS",
+            "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS")
+_PATIENCE = 180.0         # seconds for one answer of a worker
+_CALIBRATION = 400_000    # rounds of the loop of multiply-adds: about 4 ms
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes
+    ----------
+    threads : int
+        Of every implementation; all are bound to as many processors.
+    rounds : int
+        Turns of each implementation at a case, where time allows.
+    turn : float
+        Seconds of a turn, at least one call.
+    budget : float
+        Seconds for the turns of one implementation at one case; slow ones get fewer, but three.
+    limit : float
+        Seconds of a call beyond which a case is skipped, but for our production backend.
+    seed : int
+        Of the order of the turns.
+    clock : {"wall", "cpu"}
+        ``"cpu"``: processor time of one thread, for a machine that is not ours alone.
+    """
+
+    threads: int = 2
+    rounds: int = 9
+    turn: float = 0.03
+    budget: float = 2.5
+    limit: float = 2.5
+    seed: int = 0
+    clock: str = "wall"
+
+
+@dataclass
+class Side:
+    """A column: an implementation from a checkout, under a name of its own."""
+
+    implementation: Implementation
+    name: str
+    root: Path = machine.ROOT
+    files: Sequence[Path] = ()
+    emulated: bool = False
+    rate: dict[str, float] = field(default_factory=dict)  # of a group: ms for an MFLOP
+
+
+class Worker:
+    """A worker's process, stopped while it is not asked anything."""
+
+    def __init__(self, side: Side, settings: Settings, log: Any) -> None:
+        cpus = machine.choose_cpus(settings.threads)
+        environment = os.environ | dict.fromkeys(_THREADS, str(settings.threads)) | {
+            "PYTHONPATH": str(machine.ROOT), "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+        command = [sys.executable, "-m", "benchmarks.worker", side.implementation.name,
+                   "--root", str(side.root), "--threads", str(settings.threads),
+                   "--clock", settings.clock, *(["--emulated"] if side.emulated else [])]
+        for file in side.files:
+            command += ["--with", str(file)]
+        bind = {"preexec_fn": lambda: os.sched_setaffinity(0, cpus)} if hasattr(
+            os, "sched_setaffinity") else {}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=machine.ROOT,
+            env=environment, start_new_session=True, text=True, **bind)
+        self._replies = selectors.DefaultSelector()
+        self._replies.register(self.process.stdout, selectors.EVENT_READ)
+
+    def ask(self, do: str, **message: Any) -> dict[str, Any]:
+        """Wake the process, ask it something, wait for the answer, and stop it again."""
+        try:
+            self._signal("SIGCONT")
+            self.process.stdin.write(json.dumps({"do": do, **message}) + "\n")
+            self.process.stdin.flush()
+            if not self._replies.select(_PATIENCE):
+                self.close()
+                return {"status": "failed", "reason": f"no answer within {_PATIENCE:.0f} s"}
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self.close()
+            return {"status": "failed",
+                    "reason": f"its process ended ({_ending(self.process.returncode)})"}
+        self._signal("SIGSTOP")
+        return json.loads(line)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        return self.process.poll() is not None
+
+    def close(self) -> None:
+        """End the process and all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+    def _signal(self, name: str) -> None:
+        if hasattr(signal, name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, getattr(signal, name))
+        elif name == "SIGSTOP":
+            time.sleep(0.15)  # no such signal here: let its threads go to sleep
+
+
+class Director:
+    """Runs cases and collects rows and noise records."""
+
+    def __init__(self, sides: Sequence[Side], settings: Settings,
+                 say: Callable[[str], None]) -> None:
+        self.sides, self.settings, self.say = list(sides), settings, say
+        self.rows: list[Row] = []
+        self.noise: list[dict[str, Any]] = []
+        self.missing: dict[str, str] = {}
+        self._workers: dict[str, Worker] = {}
+        self._random = random.Random(settings.seed)
+        self._folder = Path(tempfile.mkdtemp(prefix="minisrcnn-benchmarks-"))
+        self._log = open(self._folder / "log", "w")  # noqa: SIM115
+        self.say(f"what the workers print: {self._folder / 'log'}")
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self._workers.values():
+            worker.close()
+        self._log.close()
+        (self._folder / "want.npz").unlink(missing_ok=True)
+
+    def run(self, chosen: Sequence[Case]) -> None:
+        """Measure every case by every side that offers it."""
+        self._find_missing(chosen)
+        plan = [(case, self._sides_of(case)) for case in chosen]
+        weights = [sum(_guess(case, s) for s in sides) for case, sides in plan]
+        start, done = time.monotonic(), 0.0
+        for (case, sides), weight in zip(plan, weights, strict=True):
+            if sides:
+                passed = time.monotonic() - start
+                left = passed / done * (sum(weights) - done) if done else sum(weights)
+                self.say(f"{_clock(passed)} done, about {_clock(left)} left: {case.label}")
+                self._measure(case, sides)
+            done += weight
+
+    def _find_missing(self, chosen: Sequence[Case]) -> None:
+        suites = {case.suite for case in chosen}
+        needs: dict[str, str] = {}
+        for side in list(self.sides):
+            need = side.implementation.needs
+            if not suites & set(side.implementation.suites):
+                continue
+            if not (need and need in needs):
+                reply = self._worker(side).ask("hello")
+                if reply["status"] == "ok":
+                    continue
+                self._workers.pop(side.name).close()
+                needs[need] = reply["reason"]
+            self.missing[side.name] = needs[need]
+            self.sides.remove(side)
+            self.say(f"{side.name} is left out: {needs[need]}")
+
+    def _sides_of(self, case: Case) -> list[Side]:
+        return [s for s in self.sides if case.suite in s.implementation.suites
+                and case.mflop <= s.implementation.most_mflop]
+
+    def _worker(self, side: Side) -> Worker:
+        worker = self._workers.get(side.name)
+        if worker is None or worker.ended:
+            worker = self._workers[side.name] = Worker(side, self.settings, self._log)
+        return worker
+
+    def _measure(self, case: Case, sides: list[Side]) -> None:
+        want = self._folder / "want.npz"
+        np.savez(want, **case.answer())
+        ready: list[tuple[Side, dict[str, Any], Row]] = []
+        for side in self._random.sample(sides, len(sides)):
+            row = Row(case.suite, case.label, case.group, case.size, side.name,
+                      side.implementation.device, mflop=case.mflop, mbyte=case.mbyte,
+                      gate=side.implementation.gate)
+            self.rows.append(row)
+            reply = self._prepare(case, side, want)
+            row.status, row.reason = reply["status"], reply.get("reason", "")
+            row.error = reply.get("error")
+            if row.status == "ok":
+                row.setting, row.steady = reply["setting"], reply["steady"]
+                row.mflop, row.done_mflop = reply["mflop"] or row.mflop, reply["done_mflop"]
+                row.threads = None if row.device == "gpu" else round(reply["threads"], 2)
+                self.rows.append(_like(row, "first", [[reply["first"]]]))
+                ready.append((side, reply, row))
+        self._take_turns(case, ready)
+        for side, _, _ in ready:
+            self._worker(side).ask("release")
+        if case.mflop:
+            for side, reply, _ in ready:
+                side.rate[case.group] = reply["usual"] / case.mflop
+
+    def _prepare(self, case: Case, side: Side, want: Path) -> dict[str, Any]:
+        expected = side.rate.get(case.group, 0) * case.mflop * 1e-3
+        if expected > self.settings.limit and side.implementation.name != "production":
+            return {"status": "skipped", "reason": f"a call would take about {expected:.1f} s, "
+                    f"limit {self.settings.limit:g}"}
+        reply = self._worker(side).ask("prepare", case=cases.to_json(case), want=str(want))
+        if reply["status"] == "ok" and reply["threads"] > self.settings.threads + 0.3:
+            return {"status": "failed", "reason": f"it used {reply['threads']:.1f} processors, "
+                    f"want {self.settings.threads}"}
+        return reply
+
+    def _take_turns(self, case: Case, ready: list[tuple[Side, dict[str, Any], Row]]) -> None:
+        s = self.settings
+        rounds = {row.implementation: max(3, min(s.rounds, int(
+            s.budget / max(s.turn, reply["usual"] * 1e-3)))) for _, reply, row in ready}
+        more: dict[tuple[str, str], Row] = {}
+        for n in range(max(rounds.values(), default=0)):
+            before = machine.Load.now()
+            turns = [t for t in ready if n < rounds[t[2].implementation] and t[2].status == "ok"]
+            for side, _, row in self._random.sample(turns, len(turns)):
+                reply = self._worker(side).ask("turn", seconds=s.turn)
+                if "status" in reply:
+                    row.status, row.reason, row.samples = "failed", reply["reason"], []
+                    continue
+                for timing, times in reply.items():
+                    if timing == "warm":
+                        target = row
+                    else:
+                        target = more.setdefault((row.implementation, timing),
+                                                 _like(row, timing, []))
+                    target.samples.append([round(t, 6) for t in times])
+            noise = machine.Load.now().since(before)
+            self.noise.append({"case": case.label, "round": n, **noise,
+                               "calibration": self._calibrate()})
+        self.rows += [row for row in more.values() if row.samples]
+
+    def _calibrate(self) -> float | None:
+        """Return milliseconds of a fixed job on all threads, in a process of its own."""
+        side = Side(all_implementations()["roof"], "calibration")
+        if "calibration" not in self._workers:
+            empty = self._folder / "nothing.npz"
+            np.savez(empty)
+            self._worker(side).ask("prepare", case=cases.to_json(Roof("fma", _CALIBRATION)),
+                                   want=str(empty))
+        times = self._worker(side).ask("turn", seconds=0.012).get("warm")
+        return round(min(times), 4) if times else None
+
+
+def measure(chosen: Sequence[Case], sides: Sequence[Side], settings: Settings,
+            command: list[str], say: Callable[[str], None] | None = None) -> Run:
+    """Measure cases by sides; return the run."""
+    say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    started, start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    busy = machine.others()
+    if busy > 0.2:
+        say(f"warning: others keep {busy:.1f} processors busy")
+    director = Director(sides, settings, say)
+    try:
+        director.run(chosen)
+    finally:
+        director.close()
+    noisy = machine.mark_noise(director.noise)
+    return Run(command, started, round(time.monotonic() - start, 1),
+               machine.describe() | {"others_busy": round(busy, 2)}, dict(vars(settings)),
+               director.rows, director.noise, noisy, director.missing)
+
+
+def select(chosen: Sequence[Case], sides: Sequence[Side], pattern: str,
+           ) -> tuple[list[Case], list[Side]]:
+    """Keep the cases and the sides of which some pair matches a regular expression."""
+    wanted = re.compile(pattern, re.IGNORECASE)
+    pairs = [(c, s) for c in chosen for s in sides if c.suite in s.implementation.suites
+             and wanted.search(f"{c.suite} {c.label} {s.name}")]
+    return ([c for c in chosen if any(c is p for p, _ in pairs)],
+            [s for s in sides if any(s is p for _, p in pairs)])
+
+
+def _like(row: Row, timing: str, samples: list[list[float]]) -> Row:
+    return Row(**vars(row) | {"timing": timing, "samples": samples})
+
+
+def _guess(case: Case, side: Side) -> float:
+    """Seconds that a pair may take; only the ratios matter, for the time left."""
+    return min(0.6 + case.mflop / 4000, 12)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"
