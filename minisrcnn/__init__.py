@@ -21,8 +21,10 @@ _HOME = {
     "Adam": "minisrcnn.engine.optim",
     "get_backend": "minisrcnn.engine.backends",
     "set_threads": "minisrcnn.engine.backends",
+    "upscale_image": "minisrcnn.upscale",
     "extract_patches": "minisrcnn.imaging.patches",
     "merge_patches": "minisrcnn.imaging.patches",
+    "average_patches": "minisrcnn.imaging.patches",
     "check_gradients": "minisrcnn.gradcheck",
     "MinisrcnnError": "minisrcnn.errors",
     "BackendUnavailableError": "minisrcnn.errors",
@@ -42,9 +44,11 @@ if TYPE_CHECKING:
     from .errors import BackendUnavailableError as BackendUnavailableError
     from .errors import MinisrcnnError as MinisrcnnError
     from .gradcheck import check_gradients as check_gradients
+    from .imaging.patches import average_patches as average_patches
     from .imaging.patches import extract_patches as extract_patches
     from .imaging.patches import merge_patches as merge_patches
     from .srcnn import SRCNN as SRCNN
+    from .upscale import upscale_image as upscale_image
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import MinisrcnnError
+from .errors import MinisrcnnError, reason
 from .imaging.files import atomic_open
 from .matlab import read_arrays
 
@@ -127,7 +127,7 @@ def save_state(
         with atomic_open(path) as file:
             file.write(data)
     except (OSError, SafetensorError) as error:
-        raise MinisrcnnError(f"{os.fspath(path)}: cannot be written ({_reason(error)})") from None
+        raise MinisrcnnError(f"{os.fspath(path)}: cannot be written ({reason(error)})") from None
 
 
 def load_state(
@@ -158,7 +158,7 @@ def load_state(
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError,
             MemoryError) as error:
         raise MinisrcnnError(
-            f"{path}: damaged, or not a safetensors file ({_reason(error)})"
+            f"{path}: damaged, or not a safetensors file ({reason(error)})"
         ) from None
     written = metadata.pop("sha256", None)
     if written is None and want_checksum:
@@ -354,12 +354,7 @@ def _head(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(128)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise MinisrcnnError(f"{path}: cannot be read ({_reason(error)})") from None
-
-
-def _reason(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0][:200]
+        raise MinisrcnnError(f"{path}: cannot be read ({reason(error)})") from None
 
 
 def _model(path: str, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> ModelFile:
@@ -476,10 +471,10 @@ def _read_mat(path: str) -> dict[str, NDArray[Any]]:
         with open(path, "rb") as file:
             raw, names = read_arrays(file.read(), _AUTHORS, _LARGEST)
     except OSError as error:
-        raise MinisrcnnError(f"{path}: cannot be read ({_reason(error)})") from None
+        raise MinisrcnnError(f"{path}: cannot be read ({reason(error)})") from None
     except (ValueError, MemoryError) as error:
         raise MinisrcnnError(f"{path}: damaged, or not one of the authors' models "
-                             f"({_reason(error)})") from None
+                             f"({reason(error)})") from None
     if _is_fsrcnn(names):
         raise MinisrcnnError(f"{path}: an FSRCNN, which is another network: want an SRCNN")
     missing = [name for name in _AUTHORS if name not in raw]

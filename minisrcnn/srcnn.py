@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from .arguments import check_integer
 from .checkpoint import MAX_KERNEL, MAX_LAYERS, ModelFile, load_model, save_model
 from .engine.backends import get_backend
-from .engine.backends._checks import check_size
 from .engine.layers import Chain, Conv2d, Init, Layer, ReLU
 
 Array = Any
@@ -41,9 +41,9 @@ class SRCNN:
     channels : int
         Channels of the images, in and out: 1 (luma) or 3.
     backend : str or module
-        Who computes; see :func:`minisrcnn.get_backend`.
+        What computes; see :func:`minisrcnn.get_backend`.
     dtype : dtype
-        float32 or float64 (the textbook backends take more).
+        float32 or float64 (``reference`` and ``numpy`` accept more).
     seed : int or numpy.random.Generator
         Where the initial weights are drawn from.
     init : {"normal", "he"}
@@ -83,8 +83,8 @@ class SRCNN:
             raise ValueError(f"filters is {tuple(filters)}, want {len(kernels) - 1} numbers: "
                              f"one for each layer of {arch} but the last")
         self.arch = "-".join(map(str, kernels))
-        self.filters = tuple(check_size("filters", f) for f in filters)
-        self.channels = check_size("channels", channels)
+        self.filters = tuple(check_integer("filters", f) for f in filters)
+        self.channels = check_integer("channels", channels)
         self.backend = get_backend(backend)
         self.dtype = np.dtype(dtype)
         rng = np.random.default_rng(seed)
@@ -109,22 +109,59 @@ class SRCNN:
         return (f"SRCNN({self.arch!r}, filters={self.filters}, channels={self.channels}, "
                 f"backend={self.backend.NAME!r}, dtype={self.dtype.name!r})")
 
-    def forward(self, x: Array) -> Array:
-        """Run valid convolutions on a batch: ``x`` (N,C,H,W) gives ``y`` (N,C,OH,OW).
+    def __call__(self, x: Array) -> Array:
+        """Return the output alone: ``y`` of :meth:`forward`."""
+        return self.forward(x)[0]
 
-        ``OH = H - shrinkage``: 33x33 pixels in, 21x21 out for 9-1-5.
+    def forward(self, x: Array) -> tuple[Array, list[Any]]:
+        """Run the valid convolutions on a batch, as a layer does.
+
+        Parameters
+        ----------
+        x : (N, C, H, W) array
+            Input, of this network's backend and dtype.
+
+        Returns
+        -------
+        y : (N, C, OH, OW) array
+            ``OH = H - shrinkage``: 33x33 pixels in, 21x21 out for 9-1-5.
+        cache : list
+            What :meth:`backward` will need.
 
         Raises
         ------
         TypeError, ValueError
             If ``x`` is not an array of this network's backend, dtype and channels, or too small.
         """
-        return self.chain.forward(x)[0]
+        return self.chain.forward(x)
+
+    def backward(self, dy: Array, cache: list[Any]) -> tuple[Array, dict[str, Array]]:
+        """Return the gradients with respect to the input and to each parameter.
+
+        Parameters
+        ----------
+        dy : (N, C, OH, OW) array
+            Gradient of the loss with respect to the output.
+        cache : list
+            From :meth:`forward`.
+
+        Returns
+        -------
+        dx : (N, C, H, W) array
+        grads : dict
+            With the keys of ``parameters``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``dy`` is not an array of the output's shape and dtype.
+        """
+        return self.chain.backward(dy, cache)
 
     def loss_and_gradients(self, x: Array, t: Array) -> tuple[Any, dict[str, Array]]:
         """Mean squared error of a batch and its gradients with respect to all parameters.
 
-        Takes the backend's fused path where it has one; it is proved equal to
+        Uses the backend's fused path where it has one; it is tested against
         :meth:`loss_and_gradients_by_layer`, which reads like the derivation.
 
         Parameters
@@ -153,16 +190,16 @@ class SRCNN:
 
     def loss_and_gradients_by_layer(self, x: Array, t: Array) -> tuple[Any, dict[str, Array]]:
         """Compute the same as :meth:`loss_and_gradients`, layer by layer."""
-        y, caches = self.chain.forward(x)
+        y, cache = self.forward(x)
         loss, dy = self.backend.mse(y, t)
-        _, grads = self.chain.backward(dy, caches)
+        _, grads = self.backward(dy, cache)
         return loss, grads
 
     def predict(self, image: NDArray[Any]) -> NDArray[Any]:
         """Restore an upscaled image; the result has the size of the input.
 
         Every convolution keeps the size, with replicated borders, as in the authors' own
-        test code. The image is worked on in tiles, so that memory stays bounded.
+        test code. The image is processed in tiles, so that memory stays bounded.
 
         Parameters
         ----------
@@ -285,7 +322,7 @@ def parse_arch(arch: str) -> tuple[int, ...]:
     Raises
     ------
     ValueError
-        If ``arch`` is not one or more whole numbers of at least 1 joined by dashes, or has more
+        If ``arch`` is not one or more integers of at least 1 joined by dashes, or has more
         layers or larger kernels than a model may have.
     """
     parts = arch.split("-") if isinstance(arch, str) else []

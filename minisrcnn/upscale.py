@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import check_integer
 from .errors import MinisrcnnError
 from .imaging.color import rgb2ycbcr, ycbcr2rgb
 from .imaging.files import (
@@ -100,13 +101,10 @@ def upscale_strips(
         raise TypeError(f"image is {got}, want a uint8 array")
     if image.size == 0 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
         raise ValueError(f"image has shape {image.shape}, want (H, W), (H, W, 3) or (H, W, 4)")
-    if isinstance(scale, bool) or not isinstance(scale, (int, np.integer)):
-        raise TypeError(f"scale is {scale!r}, want a whole number")
-    if scale < 1:
-        raise ValueError(f"scale is {scale}, want at least 1")
+    scale = check_integer("scale", scale)
     if net.channels != 1:
         raise ValueError(f"net has {net.channels} channels, want 1: the network restores Y alone")
-    return _strips(image, net, int(scale), pixels)
+    return _strips(image, net, scale, pixels)
 
 
 def _strips(

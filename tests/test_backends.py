@@ -10,12 +10,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.signal import correlate
 
-from minisrcnn.engine.backends import BACKENDS, get_backend, unavailable_reason
-
-FUNCTIONS = (
-    "conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight", "conv2d_backward_bias",
-    "relu_forward", "relu_backward", "mse", "sgd_update", "adam_update", "asarray", "to_numpy",
+from minisrcnn import BackendUnavailableError
+from minisrcnn.engine.backends import (
+    FUNCTIONS,
+    get_backend,
+    reference,
+    unavailable_reason,
 )
+from minisrcnn.engine.backends.checks import MOST_ELEMENTS
+from minisrcnn.engine.layers import ACTIVATIONS
+
+# The functions of the derivation; a backend may lack those that are not in FUNCTIONS.
+DERIVED = [name for name, function in inspect.getmembers(reference, inspect.isfunction)
+           if function.__module__ == reference.__name__ and not name.startswith("_")]
 
 # N, C, H, W, F, KH, KW: square and not, down to one output and one of everything.
 SHAPES = [
@@ -197,17 +204,43 @@ def test_arguments_are_not_changed_and_results_are_new(backend):
             np.testing.assert_array_equal(backend.to_numpy(a), old)
 
 
-def test_every_backend_has_the_same_signatures():
-    """Compare those that can be imported here; the unavailable ones are told by the skip."""
-    usable = [name for name in BACKENDS if unavailable_reason(name) is None]
-    assert {"reference", "numpy"} <= set(usable)
-    want = {name: inspect.signature(getattr(get_backend("reference"), name)) for name in FUNCTIONS}
-    for name in usable:
-        module = get_backend(name)
-        assert name == module.NAME
-        for function in FUNCTIONS:
-            got = inspect.signature(getattr(module, function))
-            assert list(got.parameters) == list(want[function].parameters), (name, function)
+def test_the_textbook_backends_run_everywhere():
+    assert unavailable_reason("reference") is None and unavailable_reason("numpy") is None
+
+
+def test_every_required_function_is_derived():
+    assert set(FUNCTIONS) <= set(DERIVED)
+
+
+@pytest.mark.parametrize("function", DERIVED)
+def test_signatures_are_those_of_reference(backend, function):
+    if not hasattr(backend, function) and function not in FUNCTIONS:
+        pytest.skip(f"{backend.NAME} has no {function}")
+    got, want = (inspect.signature(getattr(module, function)) for module in (backend, reference))
+    assert list(got.parameters) == list(want.parameters)
+
+
+@pytest.mark.parametrize("layer", ACTIVATIONS, ids=lambda layer: layer.__name__)
+def test_activations_by_complex_step(layer, gradcheck):
+    """The derivation itself, to the last digit: complex numbers through ``reference``."""
+    gradcheck.layer(layer(backend="reference"), (2, 3, 4, 3), mode="complex")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("layer", ACTIVATIONS, ids=lambda layer: layer.__name__)
+def test_activations_are_those_of_reference(backend, layer, dtype):
+    try:
+        mine, want = layer(backend=backend), layer(backend="reference")
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+    rng = np.random.default_rng(5)
+    x, dy = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(2, 3, 4, 5))
+    (y, cache), (want_y, want_cache) = (
+        net.forward(net.backend.asarray(x, dtype)) for net in (mine, want))
+    close(backend.to_numpy(y), want_y, dtype)
+    dx, grads = mine.backward(backend.asarray(dy, dtype), cache)
+    close(backend.to_numpy(dx), want.backward(dy.astype(dtype), want_cache)[0], dtype)
+    assert grads == {}
 
 
 def a(*shape, dtype="float64"):
@@ -216,8 +249,10 @@ def a(*shape, dtype="float64"):
 
 # function, arguments, exception, what the message must name: the argument, what it got, and wants
 MISTAKES = [
-    ("conv2d_forward", (a(5, 5), a(1, 1, 3, 3), a(1)), ValueError, r"x has shape \(5, 5\), want 4"),
-    ("conv2d_forward", (a(1, 1, 5, 5), a(3, 3), a(1)), ValueError, r"w has shape \(3, 3\), want 4"),
+    ("conv2d_forward", (a(5, 5), a(1, 1, 3, 3), a(1)), ValueError,
+     r"x has shape \(5, 5\), want \(N, C, H, W\)$"),
+    ("conv2d_forward", (a(1, 1, 5, 5), a(3, 3), a(1)), ValueError,
+     r"w has shape \(3, 3\), want \(F, C, KH, KW\)$"),
     ("conv2d_forward", (a(1, 2, 5, 5), a(4, 3, 3, 3), a(4)), ValueError,
      r"w has shape \(4, 3, 3, 3\), want \(F, 2, KH, KW\)"),
     ("conv2d_forward", (a(1, 1, 5, 5), a(1, 1, 6, 3), a(1)), ValueError,
@@ -235,7 +270,8 @@ MISTAKES = [
     ("conv2d_backward_weight", (a(1, 1, 5, 5), a(1, 3, 6, 5)), ValueError,
      "dy has 6x5 outputs, want at most 5x5"),
     ("conv2d_backward_weight", (a(2, 1, 5, 5), a(1, 3, 3, 3)), ValueError, "x has 2 images"),
-    ("conv2d_backward_bias", (a(3, 3),), ValueError, r"dy has shape \(3, 3\), want 4"),
+    ("conv2d_backward_bias", (a(3, 3),), ValueError,
+     r"dy has shape \(3, 3\), want \(N, F, OH, OW\)"),
     ("relu_backward", (a(3, 3), a(3, 2)), ValueError, r"y has shape \(3, 2\), want \(3, 3\)"),
     ("mse", (a(3, 3), a(9)), ValueError, r"t has shape \(9,\), want \(3, 3\)"),
     ("mse", (a(3, dtype="float32"), a(3)), TypeError, "t has dtype float64, want float32"),
@@ -258,13 +294,44 @@ def test_mistakes_are_named(backend, function, arguments, error, message):
 
 
 def test_lists_are_refused(backend):
-    with pytest.raises(TypeError, match=r"x is a builtins\.list, want a"):
+    with pytest.raises(TypeError, match=r"x is a list, want a"):
         backend.relu_forward([1.0, 2.0])
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="backend is 'tpu', want one of reference, numpy"):
+    with pytest.raises(ValueError, match="backend is 'tpu', want one of reference, numpy, numba, "
+                                         "cupy, cupy-emulated or auto"):
         get_backend("tpu")
+
+
+def test_a_backend_without_a_function_says_who_has_it():
+    assert get_backend("numpy", "relu_forward", "im2col").NAME == "numpy"
+    with pytest.raises(BackendUnavailableError, match="backend reference has no im2col, "
+                                                      "want one of those that have it: numpy"):
+        get_backend("reference", "relu_forward", "im2col")
+
+
+HUGE = np.broadcast_to(np.float32(1), (2, 1, 1 << 15, 1 << 15))  # 2^31 elements, four bytes
+
+
+@pytest.mark.parametrize("name", ["reference", "numpy", "numba"])
+def test_more_elements_than_can_be_indexed_are_refused_before_they_are_allocated(name):
+    """Broadcast arrays take no memory, so nothing here is large but the numbers."""
+    if (reason := unavailable_reason(name)) is not None:
+        pytest.skip(f"backend {name}: {reason}")
+    backend = get_backend(name)
+    assert HUGE.size == MOST_ELEMENTS + 1
+    with pytest.raises(ValueError, match=r"x has shape .*, 2,147,483,648 elements, want at most"):
+        backend.relu_forward(HUGE)
+    one = np.ones((1, 1, 1, 1), np.float32)
+    rows = np.ones((1 << 16, 1, 1, 1), np.float32)
+    with pytest.raises(ValueError, match=r"y has shape \(65536, 65536, 1, 1\), 4,294,967,296"):
+        backend.conv2d_forward(rows, rows, np.ones(1 << 16, np.float32))
+    with pytest.raises(ValueError, match=r"dx has shape \(65536, 65536, 1, 1\)"):
+        backend.conv2d_backward_input(rows, rows.reshape(1, -1, 1, 1))
+    with pytest.raises(ValueError, match=r"dw has shape \(65536, 65536, 1, 1\)"):
+        backend.conv2d_backward_weight(rows.reshape(1, -1, 1, 1), rows.reshape(1, -1, 1, 1))
+    assert backend.conv2d_forward(one, one, one[0, 0, 0]).item() == 2
 
 
 def test_auto_is_never_the_emulator_or_the_textbook():

@@ -455,7 +455,7 @@ def test_info(run):
 def test_gradcheck_of_the_textbook_backend(run):
     result = run("gradcheck", "--backend", "numpy")
     assert result.code == 0
-    for word in ("numpy", "float32", "float64", "conv2d", "relu", "mse", "adjoint"):
+    for word in ("numpy", "float32", "float64", "conv2d", "ReLU", "mse", "adjoint"):
         assert word in result.out
     assert "FAILED" not in result.out
 

@@ -252,7 +252,7 @@ def test_a_wrong_launch_is_refused(device):
     relu(x, y, 6)
     for arguments, kind, message in (
         ((x, y), TypeError, "got 2 arguments, want 3: x, y, size"),
-        ((x, y, 6.0), TypeError, "size of relu_forward is 6.0, want a whole number"),
+        ((x, y, 6.0), TypeError, "size of relu_forward is 6.0, want an integer"),
         ((x, y, 1 << 63), ValueError, "size of relu_forward is .*, want at most"),
         ((x, xp.zeros(6, "float64"), 6), TypeError, "y of relu_forward has dtype float64, want"),
         ((x, np.zeros(6, "float32"), 6), TypeError, "y of relu_forward is a numpy.ndarray, want"),

@@ -219,7 +219,7 @@ def test_training_learns_and_leaves_the_network_alone(device):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"batch_size": 0}, "batch_size is 0, want a whole number"),
+    ({"batch_size": 0}, "batch_size is 0, want an integer"),
     ({"batch_size": 7, "batches": None}, "batch_size is 7, want at most 6"),
     ({"patch_size": 6}, "patch_size is 6, want at least 7"),
     ({"lr": -1.0}, "lr of conv1.weight is -1.0, want a finite"),
@@ -237,7 +237,7 @@ def test_wrong_settings_are_named(device, images, change, message):
     ([(0, 10, 0)], r"table\[0\] is \[0, 10, 0\], a patch of 11x11 that leaves its image of 20x18"),
     ([(0, 0, 0), (1, 0, -1)], r"table\[1\] is \[1, 0, -1\]"),
     ([(2, 0, 0)], "table has images from 2 to 2, want 0 to 1"),
-    ([(0.0, 0.0, 0.0)], "want .P, 3. and whole numbers"),
+    ([(0.0, 0.0, 0.0)], "want .P, 3. and integers"),
 ])
 def test_patches_that_leave_their_image_are_refused(device, images, table, message):
     with pytest.raises(ValueError, match=message):

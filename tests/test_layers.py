@@ -40,12 +40,12 @@ def test_one_seed_means_the_same_weights_in_every_dtype():
 
 
 @pytest.mark.parametrize(("arguments", "keywords", "error", "message"), [
-    ((0, 1, 3), {}, ValueError, "in_channels is 0, want a whole number of at least 1"),
+    ((0, 1, 3), {}, ValueError, "in_channels is 0, want an integer of at least 1"),
     ((1, 2.5, 3), {}, TypeError, r"out_channels is 2\.5, want"),
     ((1, 1, float("nan")), {}, TypeError, "kernel_size is nan, want"),
     ((1, 1, float("inf")), {}, TypeError, "kernel_size is inf, want"),
     ((1, 1, True), {}, TypeError, "kernel_size is True, want"),
-    ((1, 1, (3, 3, 3)), {}, ValueError, r"kernel_size is \(3, 3, 3\), want one size or"),
+    ((1, 1, (3, 3, 3)), {}, ValueError, r"kernel_size is \(3, 3, 3\), want an integer or"),
     ((1, 1, 3), {"init": "xavier"}, ValueError, "init is 'xavier', want 'normal' or 'he'"),
 ])
 def test_conv2d_mistakes(arguments, keywords, error, message):

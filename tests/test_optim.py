@@ -79,8 +79,8 @@ def test_gradient_descent_goes_down():
 @pytest.mark.parametrize(("make", "error", "message"), [
     (lambda p: SGD(p, -1.0), ValueError, r"lr of conv1\.weight is -1\.0, want"),
     (lambda p: SGD(p, float("nan")), ValueError, "is nan, want a finite number"),
-    (lambda p: SGD(p, "fast"), TypeError, "want a number"),
-    (lambda p: SGD(p, {"conv1": 0.1}), ValueError, "want one for conv2"),
+    (lambda p: SGD(p, "fast"), TypeError, "want a finite number"),
+    (lambda p: SGD(p, {"conv1": 0.1}), ValueError, "want a key conv2"),
     (lambda p: SGD(p, {"conv1": 1, "conv2": 1, "conv3": 1, "conv4": 1}), ValueError,
      "lr has the key 'conv4'"),
     (lambda p: SGD(p, 0.1, momentum=1.0), ValueError, r"momentum is 1\.0, want"),

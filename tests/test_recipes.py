@@ -39,7 +39,7 @@ def test_paper_rate_makes_the_step_of_the_authors_loss(layer, lr_caffe):
     sums = []
     for sign in (+1, -1):
         w[0, 0, 0, 0] += sign * h
-        sums.append(np.sum((net.forward(x) - t) ** 2) / (2 * B))
+        sums.append(np.sum((net(x) - t) ** 2) / (2 * B))
         w[0, 0, 0, 0] -= sign * h
     theirs = lr_caffe * (sums[0] - sums[1]) / (2 * h)
     rates = RECIPES["paper"].rates(["conv1", "conv2", "conv3"], 0, 100)

@@ -30,7 +30,7 @@ def test_the_numpy_backend_passes_and_every_part_is_there():
     assert not [row for row in rows if row.failed], text(rows)
     for dtype in ("float64", "float32"):
         parts = {(row.what.split()[0], row.mode) for row in rows if row.dtype == dtype}
-        assert parts == {("conv2d", "full"), ("conv2d", "adjoint"), ("relu", "full"),
+        assert parts == {("conv2d", "full"), ("conv2d", "adjoint"), ("ReLU", "full"),
                          ("chain", "full"), ("mse", "full"), ("sgd_update", "update"),
                          ("adam_update", "update")}
     assert all(row.report.coverage > 0.9 for row in rows)
@@ -53,7 +53,7 @@ def test_a_wrong_gradient_fails_in_every_row_that_holds_it_and_is_named():
     failed = {row.what for row in rows if row.failed}
     assert "chain conv-relu-conv" in failed
     assert any(what.startswith("conv2d 2x3x6x5") for what in failed)
-    assert not failed & {"relu", "mse", "sgd_update", "adam_update"}
+    assert not failed & {"ReLU", "mse", "sgd_update", "adam_update"}
     assert "kernel flipped" in text(rows)
 
 
@@ -73,7 +73,7 @@ def test_a_backend_that_raises_is_a_failure_and_does_not_hide_the_others():
         raise RuntimeError("no such kernel")
 
     rows = selfcheck.run([broken(relu_forward=relu_forward)])
-    assert {row.what for row in rows if row.failed} == {"relu", "chain conv-relu-conv"}
+    assert {row.what for row in rows if row.failed} == {"ReLU", "chain conv-relu-conv"}
     assert "no such kernel" in text(rows)
 
 
@@ -86,3 +86,17 @@ def test_a_backend_that_cannot_run_here_is_a_failure_only_if_asked_for(monkeypat
     (row,) = selfcheck.run(["cupy"])
     assert row.failed
     assert "unavailable: cupy needs a GPU" in text([row])
+
+
+def test_a_function_that_a_backend_lacks_is_shown_and_is_no_failure(monkeypatch):
+    class Softsign:
+        """Stands for a new layer of which one backend has the functions."""
+
+        def __init__(self, *, backend):
+            self.backend = get_backend(backend, "softsign_forward", "softsign_backward")
+
+    monkeypatch.setattr(selfcheck, "ACTIVATIONS", (Softsign,))
+    rows = [row for row in selfcheck.run([broken()]) if row.what == "Softsign"]
+    assert [row.failed for row in rows] == [False, False]
+    assert "backend broken has no softsign_forward" in text(rows)
+    assert "not checked" in text(rows)

@@ -23,7 +23,7 @@ def test_architectures(arch, filters, channels):
     for i, size in enumerate(sizes):
         assert net.parameters[f"conv{i + 1}.weight"].shape == (
             widths[i + 1], widths[i], size, size)
-    y = net.forward(np.zeros((1, channels, 33, 33), "float32"))
+    y = net(np.zeros((1, channels, 33, 33), "float32"))
     assert y.shape == (1, channels, 33 - sum(sizes) + len(sizes), 33 - sum(sizes) + len(sizes))
     assert net.shrinkage == 33 - y.shape[2]
 
@@ -35,10 +35,23 @@ def test_the_paper_counts_the_weights(arch, count):
     assert sum(v.size for k, v in net.parameters.items() if k.endswith("weight")) == count
 
 
+def test_the_network_is_a_layer_like_the_others(gradcheck):
+    """Every entry of the Jacobian, by differences of the network's own forward pass."""
+    net = SRCNN("3-2-1", (3, 2), 2, backend="numpy", dtype="float64", init="he", seed=1)
+    report = gradcheck.layer(net, (2, 2, 6, 5))
+    assert report.ok and report.coverage > 0.9
+    x = np.random.default_rng(0).random((1, 2, 6, 5))
+    y, cache = net.forward(x)
+    np.testing.assert_array_equal(net(x), y)
+    dx, grads = net.backward(np.ones_like(y), cache)
+    assert dx.shape == x.shape
+    assert list(grads) == list(net.parameters)
+
+
 def test_33_in_21_out(backend):
     net = SRCNN("9-1-5", (4, 3), backend=backend)
     x = backend.asarray(np.zeros((1, 1, 33, 33)), "float32")
-    assert net.forward(x).shape == (1, 1, 21, 21)
+    assert net(x).shape == (1, 1, 21, 21)
 
 
 @pytest.mark.parametrize(("arch", "filters", "channels"), [
@@ -136,7 +149,7 @@ def test_predict_mistakes(image, error, message):
     (("0-1-5",), ValueError, "arch is '0-1-5', want"),
     ((915,), ValueError, "arch is 915, want"),
     (("9-1-5", (64,)), ValueError, r"filters is \(64,\), want 2 numbers"),
-    (("9-1-5", (64, 0)), ValueError, "filters is 0, want a whole number of at least 1"),
+    (("9-1-5", (64, 0)), ValueError, "filters is 0, want an integer of at least 1"),
     (("9-1-5", (64, 32), 1.5), TypeError, r"channels is 1\.5, want"),
 ])
 def test_wrong_architectures(arguments, error, message):

@@ -6,8 +6,8 @@ A layer has two functions and no hidden state::
     dx, grads = layer.backward(dy, cache)
 
 ``cache`` is whatever ``backward`` will need; the caller keeps it. ``grads`` maps the names in
-``layer.parameters`` to gradients. The arithmetic, and its derivation, is the backend's: read
-``backends/reference.py`` beside this file.
+``layer.parameters`` to gradients. The backend does the arithmetic: read ``backends/reference.py``
+beside this file for the derivation.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..arguments import check_integer
 from .backends import get_backend
-from .backends._checks import check_size
 
 Array = Any  # a NumPy or CuPy array, as the backend has it
 
@@ -29,21 +29,23 @@ Init = Literal["normal", "he"]
 
 
 class Layer(Protocol):
-    """What a chain is made of."""
+    """The contract of a layer: two functions and a dict of parameters."""
 
     parameters: dict[str, Array]
 
     def forward(self, x: Array) -> tuple[Array, Any]:
-        """Return the output and what ``backward`` will need."""
+        """Return the output, and the cache that ``backward`` will need."""
 
     def backward(self, dy: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         """Return the gradients with respect to the input and to each parameter."""
 
 
 class Conv2d:
-    r"""Valid convolution with bias; the kernel is not flipped (cross-correlation).
+    """Valid convolution with bias; the kernel is not flipped (cross-correlation).
 
-    .. math:: y_{nfij} = b_f + \sum_{c,u,v} x_{n,c,i+u,j+v}\; w_{fcuv}
+    ::
+
+        y[n,f,i,j] = b[f] + sum_{c,u,v} x[n,c,i+u,j+v] w[f,c,u,v]
 
     Parameters
     ----------
@@ -52,15 +54,15 @@ class Conv2d:
     kernel_size : int or (int, int)
         KH and KW.
     backend : str or module
-        Who computes; see :func:`minisrcnn.get_backend`.
+        What computes; see :func:`minisrcnn.get_backend`.
     dtype : dtype
-        Of the parameters, and so of what the layer takes and gives.
+        Of the parameters, and so of the input and the output.
     rng : numpy.random.Generator, int or None
         Where the initial weights are drawn from; an int seeds a new generator. The draw is
         made in float64, so that one seed means the same weights in every dtype.
     init : {"normal", "he"}
         ``"normal"``: standard deviation 1e-3, as in Section 3.3 of the paper. ``"he"``:
-        :math:`\sqrt{2 / (C\, KH\, KW)}` (He et al. 2015), for deeper nets. Biases are zero.
+        ``sqrt(2 / (C KH KW))`` (He et al. 2015), for deeper nets. Biases are zero.
 
     Attributes
     ----------
@@ -70,7 +72,7 @@ class Conv2d:
     Raises
     ------
     TypeError, ValueError
-        If a size is not a whole number of at least 1, or the backend, dtype or init is unknown.
+        If a size is not an integer of at least 1, or the backend, dtype or init is unknown.
     """
 
     def __init__(
@@ -84,12 +86,12 @@ class Conv2d:
         rng: np.random.Generator | int | None = None,
         init: Init = "normal",
     ) -> None:
-        C = check_size("in_channels", in_channels)
-        F = check_size("out_channels", out_channels)
+        C = check_integer("in_channels", in_channels)
+        F = check_integer("out_channels", out_channels)
         pair = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * 2
         if len(pair) != 2:
-            raise ValueError(f"kernel_size is {kernel_size!r}, want one size or (KH, KW)")
-        KH, KW = (check_size("kernel_size", size) for size in pair)
+            raise ValueError(f"kernel_size is {kernel_size!r}, want an integer or (KH, KW)")
+        KH, KW = (check_integer("kernel_size", size) for size in pair)
         if init not in ("normal", "he"):
             raise ValueError(f"init is {init!r}, want 'normal' or 'he'")
         self.backend = get_backend(backend)
@@ -119,16 +121,20 @@ class Conv2d:
 
 
 class ReLU:
-    r"""Rectified linear unit, :math:`y = \max(0, x)` and :math:`dx = dy\,[y > 0]`.
+    """Rectified linear unit.
+
+    ::
+
+        y = max(0, x)        dx = dy where y > 0, else 0
 
     Parameters
     ----------
     backend : str or module
-        Who computes; see :func:`minisrcnn.get_backend`.
+        What computes; see :func:`minisrcnn.get_backend`.
     """
 
     def __init__(self, *, backend: str | ModuleType = "auto") -> None:
-        self.backend = get_backend(backend)
+        self.backend = get_backend(backend, "relu_forward", "relu_backward")
         self.parameters: dict[str, Array] = {}
 
     def forward(self, x: Array) -> tuple[Array, Array]:
@@ -141,12 +147,18 @@ class ReLU:
         return self.backend.relu_backward(dy, cache), {}
 
 
+#: The layers without parameters that work element by element. ``minisrcnn gradcheck`` and the tests
+#: of all backends take them from here.
+ACTIVATIONS = (ReLU,)
+
+
 class Chain:
-    r"""Layers one after another: :math:`x_{l} = f_l(x_{l-1})`.
+    """Layers one after another: ``x[l] = f[l](x[l-1])``.
 
-    The chain rule, from the last layer to the first, is all there is to backpropagation:
+    The chain rule, from the last layer to the first, is all there is to backpropagation. With J[l]
+    the matrix of partial derivatives of layer l, ``J[l] = d x[l] / d x[l-1]``::
 
-    .. math:: dx_{l-1} = \left(\frac{\partial f_l}{\partial x_{l-1}}\right)^{\!T} dx_l
+        dx[l-1] = transpose(J[l]) dx[l]
 
     Parameters
     ----------

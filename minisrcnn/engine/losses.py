@@ -9,20 +9,21 @@ from .backends import get_backend
 
 
 def mse(y: Any, t: Any, *, backend: str | ModuleType = "auto") -> tuple[Any, Any]:
-    r"""Mean squared error over all elements, and its gradient with respect to ``y``.
+    """Return the mean squared error over all M elements, and its gradient with respect to ``y``.
 
-    .. math:: L = \frac{1}{M} \sum_k (y_k - t_k)^2, \qquad
-              dy_k = \frac{\partial L}{\partial y_k} = \frac{2}{M} (y_k - t_k)
+    ::
 
-    Only the term :math:`k` of the sum holds :math:`y_k`, hence the gradient has no sum. M counts
-    everything: batch, channels, rows and columns.
+        loss = 1/M sum_k (y[k] - t[k])^2
+        dy[k] = d loss / d y[k] = 2/M (y[k] - t[k])
+
+    M counts every element: batch, channels, rows and columns.
 
     Parameters
     ----------
     y, t : arrays of one shape and dtype
         Output and target.
     backend : str or module
-        Who computes; see :func:`minisrcnn.get_backend`.
+        What computes; see :func:`minisrcnn.get_backend`.
 
     Returns
     -------
@@ -33,6 +34,6 @@ def mse(y: Any, t: Any, *, backend: str | ModuleType = "auto") -> tuple[Any, Any
     Raises
     ------
     TypeError, ValueError
-        If the arguments are no arrays of one shape and of a dtype that the backend takes.
+        If the arguments are not arrays of one shape and of a dtype that the backend accepts.
     """
     return get_backend(backend).mse(y, t)

@@ -1,28 +1,27 @@
 """Optimizers: they change parameters in place, and keep nothing but what is in ``state``.
 
-A learning rate may be given for each layer, as Section 3.3 of the paper wants it (1e-4 for
-the first two layers, 1e-5 for the last)::
+A learning rate may be given for each layer, as in Section 3.3 of the paper (1e-4 for the first two
+layers, 1e-5 for the last)::
 
     SGD(net.parameters, lr={"conv1": 1e-4, "conv2": 1e-4, "conv3": 1e-5}, momentum=0.9)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from ..arguments import check_number
 from .backends import get_backend
-from .backends._checks import check_number
 
 LearningRate = float | Mapping[str, float]
 
 
 class _Optimizer:
-    """What the optimizers share: parameters, a learning rate for each of them, and state."""
+    """Common part of the optimizers: parameters, a learning rate for each of them, and state."""
 
     def __init__(
         self, parameters: dict[str, Any], lr: LearningRate, *, backend: str | ModuleType
@@ -49,11 +48,11 @@ class _Optimizer:
             layer = name.split(".")[0]
             key = name if name in value else layer
             if key not in value:
-                raise ValueError(f"lr has the keys {list(value)}, want one for {layer}")
-            rates[name] = check_number(f"lr of {name}", value[key], 0.0, math.inf)
+                raise ValueError(f"lr has the keys {list(value)}, want a key {layer}")
+            rates[name] = check_number(f"lr of {name}", value[key], 0.0)
             unused.discard(key)
         if unused:
-            raise ValueError(f"lr has the key {min(unused)!r}, which names no layer or parameter "
+            raise ValueError(f"lr has the key {min(unused)!r}, want layers or parameters "
                              f"of {', '.join(self.parameters)}")
         self._lr = rates
 
@@ -70,9 +69,12 @@ class _Optimizer:
 
 
 class SGD(_Optimizer):
-    r"""Gradient descent with momentum.
+    """Gradient descent with momentum.
 
-    .. math:: \Delta \leftarrow \mu \Delta - \eta\,dw, \qquad w \leftarrow w + \Delta
+    ::
+
+        velocity <- momentum velocity - lr dw
+        w        <- w + velocity
 
     Equation (5) of the paper. With ``momentum=0`` this is plain gradient descent and keeps no
     state.
@@ -82,11 +84,11 @@ class SGD(_Optimizer):
     parameters : dict of str to array
         What to update, in place; for instance ``net.parameters``.
     lr : float or mapping
-        :math:`\eta`, at least 0: one number, or one for each layer or parameter by name.
+        At least 0: one number, or one for each layer or parameter by name.
     momentum : float
-        :math:`\mu`, in [0, 1).
+        In [0, 1).
     backend : str or module
-        Whose arrays the parameters are.
+        The backend of the parameters' arrays.
 
     Attributes
     ----------
@@ -122,7 +124,7 @@ class SGD(_Optimizer):
 
 
 class Adam(_Optimizer):
-    r"""Adam (Kingma & Ba 2015, algorithm 1), with bias correction.
+    """Adam (Kingma & Ba 2015, algorithm 1), with bias correction; see ``reference.adam_update``.
 
     Parameters
     ----------
@@ -136,7 +138,7 @@ class Adam(_Optimizer):
     Attributes
     ----------
     steps : int
-        How many steps were taken.
+        Number of steps taken.
     state : dict
         ``"<parameter>.m"`` and ``"<parameter>.v"`` arrays: save and restore them, with ``steps``,
         to go on bit for bit.
@@ -159,7 +161,7 @@ class Adam(_Optimizer):
         super().__init__(parameters, lr, backend=backend)
         self.betas = (check_number("betas[0]", betas[0], 0.0, 1.0),
                       check_number("betas[1]", betas[1], 0.0, 1.0))
-        self.eps = check_number("eps", eps, 0.0, math.inf)
+        self.eps = check_number("eps", eps, 0.0)
         self.steps = 0
         self.state = {f"{name}.m": zero for name, zero in self._zeros().items()}
         self.state |= {f"{name}.v": zero for name, zero in self._zeros().items()}

@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MinisrcnnError
+from ..errors import MinisrcnnError, reason
 
 READABLE = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -46,12 +46,6 @@ _NO_ALPHA = {".bmp", ".jpeg", ".jpg", ".pgm", ".ppm"}
 _STRIP = 1 << 20  # pixels converted at a time
 
 PathLike = str | os.PathLike[str]
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what an exception says."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0]
 
 
 def read_image(path: PathLike) -> NDArray[np.uint8]:
@@ -103,7 +97,7 @@ def read_image(path: PathLike) -> NDArray[np.uint8]:
     except MemoryError:
         raise MinisrcnnError(f"{path}: too large for the memory of this machine") from None
     except Exception as error:  # a damaged file can raise anything inside a decoder
-        raise MinisrcnnError(f"{path}: damaged or unreadable picture ({_reason(error)})") from error
+        raise MinisrcnnError(f"{path}: damaged or unreadable picture ({reason(error)})") from error
 
 
 def _pixels(picture: Any) -> NDArray[np.uint8]:
@@ -224,7 +218,7 @@ def write_image(path: PathLike, image: NDArray[np.uint8]) -> None:
     except PermissionError:
         raise MinisrcnnError(f"{path}: not allowed to write there") from None
     except (OSError, ValueError) as error:
-        raise MinisrcnnError(f"{path}: cannot be written ({_reason(error)})") from error
+        raise MinisrcnnError(f"{path}: cannot be written ({reason(error)})") from error
 
 
 def is_image(path: PathLike) -> bool:
@@ -282,7 +276,7 @@ def _expand(item: str) -> list[Path]:
         if path.exists():
             return [path]
     except OSError as error:
-        raise MinisrcnnError(f"{item}: {_reason(error)}") from None
+        raise MinisrcnnError(f"{item}: {reason(error)}") from None
     if glob.has_magic(item):
         matches = (Path(p) for p in glob.glob(item, recursive=True))
         images = sorted(p for p in matches if is_image(p) and p.is_file())

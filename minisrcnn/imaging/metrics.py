@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import check_integer
+
 _STRIP = 1 << 18  # pixels converted at a time
 
 
@@ -51,8 +53,7 @@ def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
 def _shaved(
     output: NDArray[Any], truth: NDArray[Any], border: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    if isinstance(border, bool) or not isinstance(border, (int, np.integer)):
-        raise TypeError(f"border is {border!r}, want an integer")
+    border = check_integer("border", border, 0)
     for name, image in (("output", output), ("truth", truth)):
         if not isinstance(image, np.ndarray):
             raise TypeError(f"{name} is a {type(image).__name__}, want a NumPy array")

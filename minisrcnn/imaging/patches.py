@@ -27,16 +27,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from ..arguments import check_integer
+
 Array = NDArray[Any]
-
-
-def whole_number(value: Any, name: str, least: int = 1) -> int:
-    """Return ``value`` as an int, or raise naming the argument."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} is {value!r}, want an integer")
-    if value < least:
-        raise ValueError(f"{name} is {value}, want {least} or more")
-    return int(value)
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ class PatchSizes:
 
     def __post_init__(self) -> None:
         for name in ("input_size", "label_size", "train_stride", "test_stride"):
-            whole_number(getattr(self, name), name)
+            check_integer(name, getattr(self, name))
         if self.label_size > self.input_size or (self.input_size - self.label_size) % 2:
             raise ValueError(
                 f"label_size is {self.label_size}, want {self.input_size} less an even number"
@@ -91,7 +84,7 @@ def _patches(patches: Any, grid: Any) -> tuple[Array, int, int]:
         rows, cols = grid
     except (TypeError, ValueError):
         raise ValueError(f"grid is {grid!r}, want (rows, cols)") from None
-    rows, cols = whole_number(rows, "grid rows"), whole_number(cols, "grid cols")
+    rows, cols = check_integer("grid rows", rows), check_integer("grid cols", cols)
     if rows * cols != len(patches):
         raise ValueError(f"grid is {rows} * {cols}, want rows * cols = {len(patches)} patches")
     return patches, rows, cols
@@ -105,7 +98,7 @@ def patch_grid(shape: Sequence[int], size: int, stride: int) -> tuple[int, int]:
     TypeError, ValueError
         For a size or stride that is not an integer above 0, or a patch larger than the image.
     """
-    size, stride = whole_number(size, "size"), whole_number(stride, "stride")
+    size, stride = check_integer("size", size), check_integer("stride", stride)
     H, W = shape
     if size > min(H, W):
         raise ValueError(f"size is {size}, want at most the image's {H}x{W}")
@@ -158,7 +151,7 @@ def patch_index(images: Sequence[Array], size: int, stride: int) -> NDArray[np.i
     TypeError, ValueError
         For an argument of the wrong type, shape or range.
     """
-    size, stride = whole_number(size, "size"), whole_number(stride, "stride")
+    size, stride = check_integer("size", size), check_integer("stride", stride)
     tables = [np.empty((0, 3), np.intp)]
     for number, image in enumerate(images):
         H, W = _image(image, f"images[{number}]").shape
@@ -200,7 +193,7 @@ def gather(
     TypeError, ValueError, IndexError
         For an argument of the wrong type or shape, or a patch that is not all inside its image.
     """
-    size, offset = whole_number(size, "size"), whole_number(offset, "offset", least=0)
+    size, offset = check_integer("size", size), check_integer("offset", offset, 0)
     if not isinstance(index, np.ndarray) or not np.issubdtype(index.dtype, np.integer):
         raise TypeError(
             f"index is {getattr(index, 'dtype', type(index))}, want an integer array"
@@ -260,9 +253,11 @@ def extract_pairs(
 
 
 def merge_patches(patches: Array, grid: tuple[int, int]) -> Array:
-    """The design notes' merge: patches laid side by side, rows outermost.
+    """Lay tiles side by side, rows outermost: for patches that do not overlap.
 
-    Exact for any grid: ``merge[r * h + i, c * w + j] = patches[r * cols + c, i, j]``.
+    For patches that overlap, see `average_patches`. This is the merge of the design notes::
+
+        merged[r * h + i, c * w + j] = patches[r * cols + c, i, j]
 
     Parameters
     ----------
@@ -361,7 +356,7 @@ def sum_patches(
         For an argument of the wrong type or shape, or patches that reach beyond `shape`.
     """
     patches, rows, cols = _patches(patches, grid)
-    stride = whole_number(stride, "stride")
+    stride = check_integer("stride", stride)
     _, h, w = patches.shape
     least_H, least_W = (rows - 1) * stride + h, (cols - 1) * stride + w
     H, W = (least_H, least_W) if shape is None else shape

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ..arguments import check_integer
 from .color import pillow_luma, rgb2y
-from .patches import whole_number
 from .resize import imresize
 
 DEGRADATIONS = ("bicubic", "bicubic-mirror", "zoom")
@@ -41,7 +41,7 @@ def modcrop(image: NDArray[Any], scale: int) -> NDArray[Any]:
     TypeError, ValueError
         For a scale that is not a positive integer, or above H or W.
     """
-    scale = whole_number(scale, "scale")
+    scale = check_integer("scale", scale)
     if np.ndim(image) < 2:
         raise ValueError(f"image has shape {np.shape(image)}, want (H, W, ...)")
     H, W = image.shape[:2]

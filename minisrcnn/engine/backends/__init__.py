@@ -1,7 +1,7 @@
-"""The seam between engine and hardware: one module a backend, all with the same functions.
+"""The backends: one module for each kind of hardware, all with the same functions.
 
-A backend is a plain module, neither a class nor a registry entry. Each exports, over plain
-C-contiguous NCHW arrays of float32 or float64::
+A backend is a plain module, neither a class nor a registry entry. Each has, over plain C-contiguous
+NCHW arrays of float32 or float64::
 
     conv2d_forward(x, w, b) -> y             x (N,C,H,W)  w (F,C,KH,KW)  b (F,)  y (N,F,OH,OW)
     conv2d_backward_input(dy, w) -> dx       OH = H - KH + 1,  OW = W - KW + 1
@@ -17,7 +17,7 @@ C-contiguous NCHW arrays of float32 or float64::
 ``d<name>`` is the gradient of the loss with respect to ``<name>``, with its shape and dtype.
 Results are new arrays; a backward never accumulates and never writes to its arguments.
 
-Two fused paths are optional. ``SRCNN`` takes them where a backend has them::
+Two fused paths are optional. ``SRCNN`` uses them where a backend has them::
 
     chain_loss_and_gradients(params, x, t) -> (loss, grads)
     chain_predict(params, image) -> image
@@ -32,11 +32,18 @@ from ...errors import BackendUnavailableError
 
 BACKENDS = ("reference", "numpy", "numba", "cupy", "cupy-emulated")
 
+#: What every backend has. A function of ``reference`` that is not here may be missing elsewhere:
+#: a layer that needs it then says so, and the tests and ``minisrcnn gradcheck`` skip it visibly.
+FUNCTIONS = (
+    "conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight", "conv2d_backward_bias",
+    "relu_forward", "relu_backward", "mse", "sgd_update", "adam_update", "asarray", "to_numpy",
+)
+
 # What "auto" tries, fastest first. The emulated backend is for proofs, never for work.
 _AUTO = ("cupy", "numba", "numpy")
 
 
-def get_backend(name: str | ModuleType = "auto") -> ModuleType:
+def get_backend(name: str | ModuleType = "auto", *functions: str) -> ModuleType:
     """Return the backend module of that name.
 
     Parameters
@@ -45,20 +52,30 @@ def get_backend(name: str | ModuleType = "auto") -> ModuleType:
         ``"reference"``, ``"numpy"``, ``"numba"``, ``"cupy"``, ``"cupy-emulated"``, or
         ``"auto"``: CuPy where a CUDA device works, else Numba, else NumPy.
         A module is returned as it is, so that callers may bring their own backend.
+    *functions : str
+        Functions that the backend must have; a backend may lack the newer ones.
 
     Raises
     ------
     ValueError
         If there is no backend of that name.
     BackendUnavailableError
-        If this machine cannot run it; the message says why and what to install.
+        If this machine cannot run it, and the message says why and what to install; or if it
+        lacks one of ``functions``, and the message says which backends have it.
     """
-    if isinstance(name, ModuleType):
-        return name
+    module = name if isinstance(name, ModuleType) else _find(name)
+    for function in functions:
+        if not hasattr(module, function):
+            others = [other for other in BACKENDS
+                      if unavailable_reason(other) is None and hasattr(_load(other), function)]
+            raise BackendUnavailableError(f"backend {module.NAME} has no {function}, want one of "
+                                          f"those that have it: {', '.join(others) or 'none yet'}")
+    return module
+
+
+def _find(name: str) -> ModuleType:
     if name == "auto":
-        for candidate in _AUTO:
-            if unavailable_reason(candidate) is None:
-                return get_backend(candidate)
+        name = next(candidate for candidate in _AUTO if unavailable_reason(candidate) is None)
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}, want one of {', '.join(BACKENDS)} or auto")
     reason = unavailable_reason(name)

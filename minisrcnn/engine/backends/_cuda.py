@@ -21,20 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ._checks import (
-    Accepts,
-    check_adam_update,
-    check_chain_loss,
-    check_chain_predict,
-    check_conv2d_backward_bias,
-    check_conv2d_backward_input,
-    check_conv2d_backward_weight,
-    check_conv2d_forward,
-    check_mse,
-    check_relu_backward,
-    check_relu_forward,
-    check_sgd_update,
-)
+from . import checks
 from ._cuda_launch import Launcher, compile_options
 from ._cuda_plan import ConvPlan, layer_options, plan_convolution
 
@@ -113,16 +100,18 @@ class CudaBackend:
         return self.launch.xp
 
     @cached_property
-    def accepts(self) -> Accepts:
+    def accepts(self) -> checks.Accepts:
         """What the functions take."""
-        return Accepts(self.xp.ndarray, DTYPES)
+        return checks.Accepts(self.xp.ndarray, DTYPES)
 
     # ---- convolution ------------------------------------------------------------------------
 
     def conv2d_forward(self, x: Array, w: Array, b: Array) -> Array:
-        r"""Valid convolution (cross-correlation: the kernel is not flipped) plus bias.
+        """Compute a valid convolution (cross-correlation: the kernel is not flipped) plus bias.
 
-        .. math:: y_{nfij} = b_f + \sum_{c,u,v} x_{n,c,i+u,j+v}\; w_{fcuv}
+        ::
+
+            y[n,f,i,j] = b[f] + sum_{c,u,v} x[n,c,i+u,j+v] w[f,c,u,v]
 
         Parameters
         ----------
@@ -139,12 +128,12 @@ class CudaBackend:
         Raises
         ------
         TypeError
-            If an argument is no device array, or of a dtype that is not taken.
+            If an argument is not a device array, or its dtype is not accepted.
         ValueError
             If shapes do not fit, an array is not contiguous or lies on another device, or the
             kernel is larger than the image.
         """
-        check_conv2d_forward(x, w, b, self.accepts)
+        checks.conv2d_forward(x, w, b, self.accepts)
         N, _, H, W = x.shape
         F, _, KH, KW = w.shape
         y = self.xp.empty((N, F, H - KH + 1, W - KW + 1), x.dtype)
@@ -152,14 +141,16 @@ class CudaBackend:
         return y
 
     def conv2d_backward_input(self, dy: Array, w: Array) -> Array:
-        r"""Gradient of the loss with respect to the input of a valid convolution.
+        """Return the gradient of the loss with respect to the input of a valid convolution.
 
-        .. math:: dx_{ncpq} = \sum_{f,u,v} dy_{n,f,p-u,q-v}\; w_{fcuv}
+        ::
+
+            dx[n,c,p,q] = sum_{f,u,v} dy[n,f,p-u,q-v] w[f,c,u,v]
 
         ``dy`` (N,F,OH,OW), ``w`` (F,C,KH,KW) give ``dx`` (N,C,H,W); errors as
         :meth:`conv2d_forward`.
         """
-        check_conv2d_backward_input(dy, w, self.accepts)
+        checks.conv2d_backward_input(dy, w, self.accepts)
         N, _, OH, OW = dy.shape
         _, C, KH, KW = w.shape
         dx = self.xp.empty((N, C, OH + KH - 1, OW + KW - 1), dy.dtype)
@@ -167,15 +158,17 @@ class CudaBackend:
         return dx
 
     def conv2d_backward_weight(self, x: Array, dy: Array) -> Array:
-        r"""Gradient of the loss with respect to the filters of a valid convolution.
+        """Return the gradient of the loss with respect to the filters of a valid convolution.
 
-        .. math:: dw_{fcuv} = \sum_{n,i,j} dy_{nfij}\; x_{n,c,i+u,j+v}
+        ::
+
+            dw[f,c,u,v] = sum_{n,i,j} dy[n,f,i,j] x[n,c,i+u,j+v]
 
         ``x`` (N,C,H,W), ``dy`` (N,F,OH,OW) give ``dw`` (F,C,KH,KW); errors as
         :meth:`conv2d_forward`. The sum is cut into parts, by the shapes alone, that are added in
         a fixed order: the same bits in every run.
         """
-        check_conv2d_backward_weight(x, dy, self.accepts)
+        checks.conv2d_backward_weight(x, dy, self.accepts)
         N, C, H, W = x.shape
         _, F, OH, OW = dy.shape
         plan = plan_convolution((F, C, H - OH + 1, W - OW + 1), x.dtype)
@@ -188,11 +181,11 @@ class CudaBackend:
         return dw
 
     def conv2d_backward_bias(self, dy: Array) -> Array:
-        r"""Gradient of the loss with respect to the biases, :math:`db_f = \sum_{nij} dy_{nfij}`.
+        """Return the gradient with respect to the biases: ``db[f] = sum_{n,i,j} dy[n,f,i,j]``.
 
         ``dy`` (N,F,OH,OW) gives ``db`` (F,); errors as :meth:`conv2d_forward`.
         """
-        check_conv2d_backward_bias(dy, self.accepts)
+        checks.conv2d_backward_bias(dy, self.accepts)
         N, F, OH, OW = dy.shape
         db = self.xp.empty(F, dy.dtype)
         self.launch(POINTWISE, "bias_gradient", (F,), (_THREADS,), dy, db, N, F, OH * OW,
@@ -202,23 +195,26 @@ class CudaBackend:
     # ---- the rest of the seam ---------------------------------------------------------------
 
     def relu_forward(self, x: Array) -> Array:
-        r"""Rectified linear unit, :math:`y = \max(0, x)`, of any shape; a NaN stays a NaN."""
-        check_relu_forward(x, self.accepts)
+        """Compute ``y = max(0, x)``, of any shape; a NaN stays a NaN."""
+        checks.relu_forward(x, self.accepts)
         y = self.xp.empty(x.shape, x.dtype)
         self._each("relu_forward", x.size, x, y, x.size, real=x.dtype)
         return y
 
     def relu_backward(self, dy: Array, y: Array) -> Array:
-        r"""Gradient through a ReLU, :math:`dx = dy\,[y > 0]`, of any shape."""
-        check_relu_backward(dy, y, self.accepts)
+        """Return ``dx = dy where y > 0, else 0``, of any shape."""
+        checks.relu_backward(dy, y, self.accepts)
         dx = self.xp.empty(y.shape, y.dtype)
         self._each("relu_backward", y.size, dy, y, dx, y.size, real=y.dtype)
         return dx
 
     def mse(self, y: Array, t: Array) -> tuple[Array, Array]:
-        r"""Mean squared error over all M elements, and its gradient.
+        """Return the mean squared error over all M elements, and its gradient.
 
-        .. math:: L = \frac{1}{M} \sum_k (y_k - t_k)^2, \qquad dy_k = \frac{2}{M} (y_k - t_k)
+        ::
+
+            loss = 1/M sum_k (y[k] - t[k])^2
+            dy[k] = 2/M (y[k] - t[k])
 
         Parameters
         ----------
@@ -230,7 +226,7 @@ class CudaBackend:
             ``float(loss)`` waits for the device.
         dy : device array of the shape of ``y``
         """
-        check_mse(y, t, self.accepts)
+        checks.mse(y, t, self.accepts)
         dy = self.xp.empty(y.shape, y.dtype)
         loss = self.xp.empty((), y.dtype)
         partial = self.xp.empty(_sum_blocks(y.size), y.dtype)
@@ -240,11 +236,11 @@ class CudaBackend:
     def sgd_update(
         self, param: Array, grad: Array, velocity: Array | None, lr: float, momentum: float
     ) -> None:
-        r"""Gradient descent: :math:`\Delta \leftarrow \mu\Delta - \eta g; w \leftarrow w + \Delta`.
+        """Take one step of gradient descent with momentum; see ``reference.sgd_update``.
 
         In place on ``param`` and ``velocity``, which may be None where ``momentum`` is 0.
         """
-        check_sgd_update(param, grad, velocity, lr, momentum, self.accepts)
+        checks.sgd_update(param, grad, velocity, lr, momentum, self.accepts)
         moving = velocity is not None
         # A kernel takes no None: without velocity it gets param, and leaves that alone.
         self._each("sgd_update", param.size, param, grad, velocity if moving else param, lr,
@@ -254,8 +250,8 @@ class CudaBackend:
         self, param: Array, grad: Array, m: Array, v: Array,
         step: int, lr: float, beta1: float, beta2: float, eps: float,
     ) -> None:
-        """One step of Adam (Kingma & Ba 2015, algorithm 1), in place; ``step`` counts from 1."""
-        check_adam_update(param, grad, m, v, step, lr, beta1, beta2, eps, self.accepts)
+        """Take one step of Adam, in place; see ``reference.adam_update``."""
+        checks.adam_update(param, grad, m, v, step, lr, beta1, beta2, eps, self.accepts)
         self._each("adam_update", param.size, param, grad, m, v, lr, beta1, beta2, eps,
                    1 - beta1, 1 - beta2, 1 - beta1**step, 1 - beta2**step, param.size,
                    real=param.dtype)
@@ -293,7 +289,7 @@ class CudaBackend:
         grads : dict
             With the keys of ``params``; new arrays (parts of one new array).
         """
-        pairs = check_chain_loss(params, x, t, self.accepts)
+        pairs = checks.chain_loss_and_gradients(params, x, t, self.accepts)
         step = self.prepare_step(pairs, x)
         self.run_step(step, pairs, t)
         grads = self.xp.empty(step.size, x.dtype)
@@ -320,7 +316,7 @@ class CudaBackend:
         these end at the border of the image, and only there, the kernel repeats the last row.
         The order of every sum is that of the whole image, so the bits are the same.
         """
-        pairs = check_chain_predict(params, image, self.accepts)
+        pairs = checks.chain_predict(params, image, self.accepts)
         _, H, W = image.shape
         widest = max(w.shape[0] + w.shape[1] for w, _ in pairs)
         rows = max(1, _PREDICT_BYTES // (widest * W * image.dtype.itemsize))

@@ -159,7 +159,7 @@ class Launcher:
         want = parameter.dtype(real)
         if want.kind == "i":
             if isinstance(value, float):
-                raise TypeError(f"{parameter.name} of {kernel} is {value!r}, want a whole number")
+                raise TypeError(f"{parameter.name} of {kernel} is {value!r}, want an integer")
             limit = np.iinfo(want)
             if not limit.min <= value <= limit.max:
                 raise ValueError(f"{parameter.name} of {kernel} is {value}, want at most "

@@ -9,14 +9,14 @@ come next, how many steps were taken.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._checks import check_chain, check_number, check_size
+from ...arguments import check_integer, check_number
+from . import checks
 from ._cuda import PATCHES, Array, CudaBackend, split_parameters
 
 _THREADS = 256
@@ -98,16 +98,16 @@ class DeviceTrainer:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        pairs = check_chain(params, self.backend.accepts)
+        pairs = checks.chain(params, self.backend.accepts)
         if optimizer not in ("sgd", "adam"):
             raise ValueError(f"optimizer is {optimizer!r}, want 'sgd' or 'adam'")
         self.optimizer = optimizer
         self.momentum = check_number("momentum", momentum, 0.0, 1.0)
         self.betas = (check_number("betas[0]", betas[0], 0.0, 1.0),
                       check_number("betas[1]", betas[1], 0.0, 1.0))
-        self.eps = check_number("eps", eps, 0.0, math.inf)
-        self.batch_size = check_size("batch_size", batch_size)
-        self.patch_size = check_size("patch_size", patch_size)
+        self.eps = check_number("eps", eps, 0.0)
+        self.batch_size = check_integer("batch_size", batch_size)
+        self.patch_size = check_integer("patch_size", patch_size)
         shrinkage = {sum(w.shape[axis] - 1 for w, _ in pairs) for axis in (2, 3)}
         if len(shrinkage) > 1:
             raise ValueError("params has kernels that are not square, want square ones: patches "
@@ -122,7 +122,7 @@ class DeviceTrainer:
         self._check_table(table, geometry)
         self.patches = len(table)
         self.batches = (self.patches // self.batch_size if batches is None
-                        else check_size("batches", batches))
+                        else check_integer("batches", batches))
         if self.batches < 1:
             raise ValueError(f"batch_size is {batch_size}, want at most {self.patches}, the "
                              "number of patches")
@@ -154,7 +154,7 @@ class DeviceTrainer:
                 kind: xp.zeros(size, dtype)
                 for kind in (("velocity",) if optimizer == "sgd" else ("m", "v"))
             }
-            self._pairs = check_chain(self._params, self.backend.accepts)
+            self._pairs = checks.chain(self._params, self.backend.accepts)
             self._step = self.backend.prepare_step(self._pairs, x)
         self._graph: Any = None
         self._warm = self._loaded = False
@@ -180,7 +180,7 @@ class DeviceTrainer:
         for name, array, bound in (("order", order, self.patches), ("codes", codes, 8)):
             if array.shape != shape or array.dtype.kind not in "iu":
                 raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, want "
-                                 f"{shape} and whole numbers")
+                                 f"{shape} and integers")
             if array.min() < 0 or array.max() >= bound:
                 raise ValueError(f"{name} has numbers from {array.min()} to {array.max()}, want 0 "
                                  f"to {bound - 1}")
@@ -304,7 +304,7 @@ class DeviceTrainer:
             key = name if name in lr else name.split(".")[0]
             if key not in lr:
                 raise ValueError(f"lr has the keys {list(lr)}, want one for {key}")
-            rates.append(check_number(f"lr of {name}", lr[key], 0.0, math.inf))
+            rates.append(check_number(f"lr of {name}", lr[key], 0.0))
         return np.array(rates)
 
     def _check_images(
@@ -334,7 +334,7 @@ class DeviceTrainer:
     def _check_table(self, table: NDArray[Any], geometry: NDArray[np.int64]) -> None:
         if table.ndim != 2 or table.shape[1] != 3 or table.dtype.kind not in "iu" or not len(table):
             raise ValueError(f"table has shape {table.shape} and dtype {table.dtype}, want (P, 3) "
-                             "and whole numbers: image, y, x of at least one patch")
+                             "and integers: image, y, x of at least one patch")
         image, y, x = table.astype(np.int64).T
         if image.min() < 0 or image.max() >= len(geometry):
             raise ValueError(f"table has images from {image.min()} to {image.max()}, want 0 to "

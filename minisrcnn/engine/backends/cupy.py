@@ -33,19 +33,12 @@ def _load() -> ModuleType:
 
 _backend = CudaBackend(_load)
 
-conv2d_forward = _backend.conv2d_forward
-conv2d_backward_input = _backend.conv2d_backward_input
-conv2d_backward_weight = _backend.conv2d_backward_weight
-conv2d_backward_bias = _backend.conv2d_backward_bias
-relu_forward = _backend.relu_forward
-relu_backward = _backend.relu_backward
-mse = _backend.mse
-sgd_update = _backend.sgd_update
-adam_update = _backend.adam_update
-asarray = _backend.asarray
-to_numpy = _backend.to_numpy
-chain_loss_and_gradients = _backend.chain_loss_and_gradients
-chain_predict = _backend.chain_predict
+
+def __getattr__(name: str) -> Any:
+    """Take the functions of this module from the one body that all CUDA backends share."""
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_backend, name)
 
 
 class DeviceTrainer(_DeviceTrainer):

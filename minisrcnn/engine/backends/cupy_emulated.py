@@ -2,12 +2,13 @@
 
 The same functions over a stand-in for CuPy that compiles the CUDA C of ``kernels/cuda`` with g++
 and runs it thread by thread (``minisrcnn/engine/emulator``). It proves that the kernels are right,
-where there is no GPU; it is never a way to get work done. See ``docs/cuda.md``.
+where there is no GPU; it is far too slow for anything else. See ``docs/cuda.md``.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 from ._cuda import CudaBackend, compile_configurations
 from ._cuda_training import DeviceTrainer as _DeviceTrainer
@@ -25,19 +26,12 @@ def _load() -> ModuleType:
 
 _backend = CudaBackend(_load)
 
-conv2d_forward = _backend.conv2d_forward
-conv2d_backward_input = _backend.conv2d_backward_input
-conv2d_backward_weight = _backend.conv2d_backward_weight
-conv2d_backward_bias = _backend.conv2d_backward_bias
-relu_forward = _backend.relu_forward
-relu_backward = _backend.relu_backward
-mse = _backend.mse
-sgd_update = _backend.sgd_update
-adam_update = _backend.adam_update
-asarray = _backend.asarray
-to_numpy = _backend.to_numpy
-chain_loss_and_gradients = _backend.chain_loss_and_gradients
-chain_predict = _backend.chain_predict
+
+def __getattr__(name: str) -> Any:
+    """Take the functions of this module from the one body that all CUDA backends share."""
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_backend, name)
 
 
 class DeviceTrainer(_DeviceTrainer):

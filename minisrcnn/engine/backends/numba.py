@@ -19,27 +19,14 @@ from numpy.typing import DTypeLike, NDArray
 from minisrcnn.kernels.cpu import chain, pointwise, v6_planes, whole, workers
 from minisrcnn.kernels.cpu.plan import aligned, plan_chain
 
-from ._checks import (
-    Accepts,
-    check_adam_update,
-    check_chain_loss,
-    check_chain_predict,
-    check_conv2d_backward_bias,
-    check_conv2d_backward_input,
-    check_conv2d_backward_weight,
-    check_conv2d_forward,
-    check_mse,
-    check_relu_backward,
-    check_relu_forward,
-    check_sgd_update,
-    check_size,
-)
+from ...arguments import check_integer
+from . import checks
 
 NAME = "numba"
 
 Array = NDArray[Any]
 
-_ACCEPTS = Accepts(np.ndarray, ("float32", "float64"))
+_ACCEPTS = checks.Accepts(np.ndarray, ("float32", "float64"))
 
 # Chunks of a batch, each with gradients of its own: a constant, so that the sums do not depend
 # on the number of threads; enough to keep many threads busy.
@@ -53,7 +40,7 @@ _NEEDS = {
 
 
 def needs_compiling(job: str = "train", dtype: DTypeLike = "float32") -> bool:
-    """Whether a job's kernels have still to be compiled: seconds, once, then kept on disk.
+    """Return whether a job's kernels have still to be compiled: seconds, once, then kept on disk.
 
     Parameters
     ----------
@@ -76,57 +63,57 @@ def needs_compiling(job: str = "train", dtype: DTypeLike = "float32") -> bool:
 def set_threads(count: int) -> None:
     """Use ``count`` threads from now on; see :func:`minisrcnn.set_threads`."""
     most = numba.config.NUMBA_NUM_THREADS
-    if check_size("count", count) > most:
+    if check_integer("count", count) > most:
         raise ValueError(f"count is {count}, want at most {most}: NUMBA_NUM_THREADS, or the "
                          "number of processors, sets this when Python starts")
     workers.set_threads(int(count))
 
 
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
-    """Valid convolution (cross-correlation) plus bias; see ``reference.conv2d_forward``."""
-    check_conv2d_forward(x, w, b, _ACCEPTS)
+    """Compute a valid convolution plus bias; see ``reference.conv2d_forward``."""
+    checks.conv2d_forward(x, w, b, _ACCEPTS)
     return v6_planes.conv2d_forward(x, w, b)
 
 
 def conv2d_backward_input(dy: Array, w: Array) -> Array:
-    """Gradient with respect to the input; see ``reference.conv2d_backward_input``."""
-    check_conv2d_backward_input(dy, w, _ACCEPTS)
+    """Return the gradient with respect to the input; see ``reference.conv2d_backward_input``."""
+    checks.conv2d_backward_input(dy, w, _ACCEPTS)
     return v6_planes.conv2d_backward_input(dy, w)
 
 
 def conv2d_backward_weight(x: Array, dy: Array) -> Array:
-    """Gradient with respect to the filters; see ``reference.conv2d_backward_weight``."""
-    check_conv2d_backward_weight(x, dy, _ACCEPTS)
+    """Return the gradient with respect to the filters; see ``reference.conv2d_backward_weight``."""
+    checks.conv2d_backward_weight(x, dy, _ACCEPTS)
     return v6_planes.conv2d_backward_weight(x, dy)
 
 
 def conv2d_backward_bias(dy: Array) -> Array:
-    """Gradient with respect to the biases; see ``reference.conv2d_backward_bias``."""
-    check_conv2d_backward_bias(dy, _ACCEPTS)
+    """Return the gradient with respect to the biases; see ``reference.conv2d_backward_bias``."""
+    checks.conv2d_backward_bias(dy, _ACCEPTS)
     db = np.empty(dy.shape[1], dy.dtype)
     pointwise.bias_gradient.compile(dy.dtype.name)(dy, db)
     return db
 
 
 def relu_forward(x: Array) -> Array:
-    """Rectified linear unit; see ``reference.relu_forward``."""
-    check_relu_forward(x, _ACCEPTS)
+    """Compute the rectified linear unit; see ``reference.relu_forward``."""
+    checks.relu_forward(x, _ACCEPTS)
     y = np.empty_like(x, order="C")
     pointwise.relu.compile(x.dtype.name)(x.reshape(-1), y.reshape(-1))
     return y
 
 
 def relu_backward(dy: Array, y: Array) -> Array:
-    """Gradient through a ReLU; see ``reference.relu_backward``."""
-    check_relu_backward(dy, y, _ACCEPTS)
+    """Return the gradient through a ReLU; see ``reference.relu_backward``."""
+    checks.relu_backward(dy, y, _ACCEPTS)
     dx = np.empty_like(dy, order="C")
     pointwise.relu_gradient.compile(y.dtype.name)(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
     return dx
 
 
 def mse(y: Array, t: Array) -> tuple[float, Array]:
-    """Mean squared error and its gradient; see ``reference.mse``."""
-    check_mse(y, t, _ACCEPTS)
+    """Return the mean squared error and its gradient; see ``reference.mse``."""
+    checks.mse(y, t, _ACCEPTS)
     dy = np.empty_like(y, order="C")
     loss = pointwise.mse.compile(y.dtype.name)(y.reshape(-1), t.reshape(-1), dy.reshape(-1))
     return float(loss), dy
@@ -135,8 +122,8 @@ def mse(y: Array, t: Array) -> tuple[float, Array]:
 def sgd_update(
     param: Array, grad: Array, velocity: Array | None, lr: float, momentum: float
 ) -> None:
-    """Gradient descent with momentum, in place; see ``reference.sgd_update``."""
-    check_sgd_update(param, grad, velocity, lr, momentum, _ACCEPTS)
+    """Take one step of gradient descent with momentum, in place; see ``reference.sgd_update``."""
+    checks.sgd_update(param, grad, velocity, lr, momentum, _ACCEPTS)
     name = param.dtype.name
     if velocity is None:
         pointwise.sgd.compile(name)(param.reshape(-1), grad.reshape(-1), lr)
@@ -150,8 +137,8 @@ def adam_update(
     param: Array, grad: Array, m: Array, v: Array,
     step: int, lr: float, beta1: float, beta2: float, eps: float,
 ) -> None:
-    """One step of Adam, in place; see ``reference.adam_update``."""
-    check_adam_update(param, grad, m, v, step, lr, beta1, beta2, eps, _ACCEPTS)
+    """Take one step of Adam, in place; see ``reference.adam_update``."""
+    checks.adam_update(param, grad, m, v, step, lr, beta1, beta2, eps, _ACCEPTS)
     pointwise.adam.compile(param.dtype.name)(
         param.reshape(-1), grad.reshape(-1), m.reshape(-1), v.reshape(-1),
         step, lr, beta1, beta2, eps,
@@ -161,7 +148,7 @@ def adam_update(
 def chain_loss_and_gradients(
     params: dict[str, Array], x: Array, t: Array
 ) -> tuple[float, dict[str, Array]]:
-    """Mean squared error of a conv-ReLU chain and its gradients, patch by patch in the cache.
+    """Return the mean squared error of a conv-ReLU chain and its gradients, fused patch by patch.
 
     Parameters
     ----------
@@ -184,7 +171,7 @@ def chain_loss_and_gradients(
     TypeError, ValueError
         As ``reference.conv2d_forward``, for any of the arguments.
     """
-    pairs = check_chain_loss(params, x, t, _ACCEPTS)
+    pairs = checks.chain_loss_and_gradients(params, x, t, _ACCEPTS)
     name, dtype, N = x.dtype.name, x.dtype, x.shape[0]
     plan = plan_chain(tuple(w.shape for w, _ in pairs), x.shape[2], x.shape[3], dtype.itemsize)
     packed = _pack(pairs, plan)
@@ -232,7 +219,7 @@ def _predict(
     params: dict[str, Array], image: Array, tile: tuple[int, int] | None = None
 ) -> Array:
     """:func:`chain_predict`, in strips of ``tile`` = (height, width); None: the best."""
-    pairs = check_chain_predict(params, image, _ACCEPTS)
+    pairs = checks.chain_predict(params, image, _ACCEPTS)
     H, W = image.shape[1:]
     threads = workers.get_threads()
     height, width = tile or whole.strip_size((H, W), threads)

@@ -1,11 +1,12 @@
 """The ``numpy`` backend: the same equations as matrix products (im2col and GEMM).
 
-:func:`im2col` lays every patch that the kernel sees out as one column; then a convolution is
-one matrix product for each image, and so is each of its gradients. This is how most
-libraries began, and what the CUDA kernels repeat in version 2. Any float dtype is taken, and
-complex for complex-step differentiation.
+:func:`im2col` writes every patch that the kernel covers as one column; then a convolution is one
+matrix product for each image, and so is each of its gradients. Most libraries began like this, and
+version 2 of the CUDA kernels does the same. Any float dtype is accepted, and complex for
+complex-step differentiation.
 
-The equations are those of ``reference``, and so are the names of the indices.
+The equations and the indices are those of ``reference``; ``(c,u,v)`` is one index that runs over
+all c, u and v.
 """
 
 from __future__ import annotations
@@ -16,24 +17,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike, NDArray
 
-from ._checks import (
-    Accepts,
-    check_adam_update,
-    check_conv2d_backward_bias,
-    check_conv2d_backward_input,
-    check_conv2d_backward_weight,
-    check_conv2d_forward,
-    check_mse,
-    check_relu_backward,
-    check_relu_forward,
-    check_sgd_update,
-)
+from . import checks
 
 NAME = "numpy"
 
 Array = NDArray[Any]
 
-_ACCEPTS = Accepts(
+_ACCEPTS = checks.Accepts(
     np.ndarray,
     ("float16", "float32", "float64", str(np.dtype(np.longdouble)), "complex64", "complex128"),
     contiguous=False,
@@ -41,9 +31,11 @@ _ACCEPTS = Accepts(
 
 
 def im2col(x: Array, KH: int, KW: int) -> Array:
-    r"""Lay the KH x KW patches of every image out as columns.
+    """Write the KH x KW patches of every image as columns.
 
-    .. math:: cols_{n,\,(c,u,v),\,(i,j)} = x_{n,c,i+u,j+v}
+    ::
+
+        cols[n,(c,u,v),(i,j)] = x[n,c,i+u,j+v]
 
     Parameters
     ----------
@@ -64,13 +56,15 @@ def im2col(x: Array, KH: int, KW: int) -> Array:
 
 
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
-    r"""Valid convolution (cross-correlation: the kernel is not flipped) plus bias.
+    """Compute a valid convolution (cross-correlation: the kernel is not flipped) plus bias.
 
-    .. math:: y_{n,f,(i,j)} = b_f + \sum_{(c,u,v)} w_{f,(c,u,v)}\; cols_{n,(c,u,v),(i,j)}
+    ::
+
+        y[n,f,(i,j)] = b[f] + sum_{(c,u,v)} w[f,(c,u,v)] cols[n,(c,u,v),(i,j)]
 
     Shapes and errors as ``reference.conv2d_forward``.
     """
-    check_conv2d_forward(x, w, b, _ACCEPTS)
+    checks.conv2d_forward(x, w, b, _ACCEPTS)
     N, _, H, W = x.shape
     F, _, KH, KW = w.shape
     y = w.reshape(F, -1) @ im2col(x, KH, KW)  # (F, CKK) @ (N, CKK, OH*OW)
@@ -79,18 +73,21 @@ def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
 
 
 def conv2d_backward_input(dy: Array, w: Array) -> Array:
-    r"""Gradient of the loss with respect to the input of a valid convolution.
+    """Return the gradient of the loss with respect to the input of a valid convolution.
 
-    .. math:: dx_{ncpq} = \sum_{f,u,v} dy_{n,f,p-u,q-v}\; w_{fcuv}
+    Substitute u = KH-1-u' and v = KW-1-v' in the equation of ``reference``, and the minus signs
+    become plus signs::
 
-    Substituting :math:`u = KH - 1 - u'` and :math:`v = KW - 1 - v'` turns the minus signs into
-    plus signs: a valid convolution of ``dy``, padded with KH-1 rows and KW-1 columns of zeros on
-    every side, with the flipped filters, channels and filters having changed places. Each
+        dx[n,c,p,q] = sum_{f,u,v} dy[n,f,p-u,q-v] w[f,c,u,v]
+                    = sum_{f,u',v'} padded[n,f,p+u',q+v'] w[f,c,KH-1-u',KW-1-v']
+
+    a valid convolution of ``padded``, which is ``dy`` with KH-1 rows and KW-1 columns of zeros on
+    every side, with the flipped filters, where channels and filters have changed places. Each
     input pixel gathers its own sum; nothing is scattered.
 
     Shapes and errors as ``reference.conv2d_backward_input``.
     """
-    check_conv2d_backward_input(dy, w, _ACCEPTS)
+    checks.conv2d_backward_input(dy, w, _ACCEPTS)
     _, C, KH, KW = w.shape
     padded = np.pad(dy, ((0, 0), (0, 0), (KH - 1, KH - 1), (KW - 1, KW - 1)))
     flipped = w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)  # (C, F, KH, KW)
@@ -98,13 +95,15 @@ def conv2d_backward_input(dy: Array, w: Array) -> Array:
 
 
 def conv2d_backward_weight(x: Array, dy: Array) -> Array:
-    r"""Gradient of the loss with respect to the filters of a valid convolution.
+    """Return the gradient of the loss with respect to the filters of a valid convolution.
 
-    .. math:: dw_{f,(c,u,v)} = \sum_n \sum_{(i,j)} dy_{n,f,(i,j)}\; cols_{n,(c,u,v),(i,j)}
+    ::
+
+        dw[f,(c,u,v)] = sum_n sum_{(i,j)} dy[n,f,(i,j)] cols[n,(c,u,v),(i,j)]
 
     Shapes and errors as ``reference.conv2d_backward_weight``.
     """
-    check_conv2d_backward_weight(x, dy, _ACCEPTS)
+    checks.conv2d_backward_weight(x, dy, _ACCEPTS)
     N, C, H, W = x.shape
     _, F, OH, OW = dy.shape
     KH, KW = H - OH + 1, W - OW + 1
@@ -113,34 +112,41 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
 
 
 def conv2d_backward_bias(dy: Array) -> Array:
-    r"""Gradient of the loss with respect to the biases, :math:`db_f = \sum_{n,i,j} dy_{nfij}`.
+    """Return the gradient of the loss with respect to the biases of a convolution.
+
+    ::
+
+        db[f] = sum_{n,i,j} dy[n,f,i,j]
 
     Shapes and errors as ``reference.conv2d_backward_bias``.
     """
-    check_conv2d_backward_bias(dy, _ACCEPTS)
+    checks.conv2d_backward_bias(dy, _ACCEPTS)
     return dy.sum(axis=(0, 2, 3))
 
 
 def relu_forward(x: Array) -> Array:
-    r"""Rectified linear unit, :math:`y = \max(0, x)`; shapes and errors as ``reference``."""
-    check_relu_forward(x, _ACCEPTS)
+    """Compute ``y = max(0, x)``; shapes and errors as ``reference.relu_forward``."""
+    checks.relu_forward(x, _ACCEPTS)
     return np.where(x.real <= 0, x.dtype.type(0), x)
 
 
 def relu_backward(dy: Array, y: Array) -> Array:
-    r"""Gradient through a ReLU, :math:`dx = dy\,[y > 0]`; shapes and errors as ``reference``."""
-    check_relu_backward(dy, y, _ACCEPTS)
+    """Return ``dx = dy where y > 0, else 0``; shapes and errors as ``reference.relu_backward``."""
+    checks.relu_backward(dy, y, _ACCEPTS)
     return np.where(y.real > 0, dy, dy.dtype.type(0))
 
 
 def mse(y: Array, t: Array) -> tuple[Any, Array]:
-    r"""Mean squared error over all M elements, and its gradient.
+    """Return the mean squared error over all M elements, and its gradient.
 
-    .. math:: L = \frac{1}{M} \sum_k (y_k - t_k)^2, \qquad dy_k = \frac{2}{M} (y_k - t_k)
+    ::
+
+        loss = 1/M sum_k (y[k] - t[k])^2
+        dy[k] = 2/M (y[k] - t[k])
 
     Shapes and errors as ``reference.mse``.
     """
-    check_mse(y, t, _ACCEPTS)
+    checks.mse(y, t, _ACCEPTS)
     difference = y - t
     loss = np.mean(np.square(difference, dtype=np.result_type(y.dtype, np.float64)))
     dy = difference * difference.dtype.type(2 / y.size)
@@ -150,11 +156,16 @@ def mse(y: Array, t: Array) -> tuple[Any, Array]:
 def sgd_update(
     param: Array, grad: Array, velocity: Array | None, lr: float, momentum: float
 ) -> None:
-    r"""Gradient descent: :math:`\Delta \leftarrow \mu\Delta - \eta g; w \leftarrow w + \Delta`.
+    """Take one step of gradient descent with momentum, in place.
 
-    In place; arguments and errors as ``reference.sgd_update``.
+    ::
+
+        velocity <- momentum velocity - lr grad
+        param    <- param + velocity
+
+    Arguments and errors as ``reference.sgd_update``.
     """
-    check_sgd_update(param, grad, velocity, lr, momentum, _ACCEPTS)
+    checks.sgd_update(param, grad, velocity, lr, momentum, _ACCEPTS)
     lr, momentum = float(lr), float(momentum)  # a NumPy float64 would widen float32 arrays
     if velocity is None:
         param -= lr * grad
@@ -168,8 +179,8 @@ def adam_update(
     param: Array, grad: Array, m: Array, v: Array,
     step: int, lr: float, beta1: float, beta2: float, eps: float,
 ) -> None:
-    """One step of Adam, in place; equations, arguments and errors as ``reference.adam_update``."""
-    check_adam_update(param, grad, m, v, step, lr, beta1, beta2, eps, _ACCEPTS)
+    """Take one step of Adam, in place; equations and errors as ``reference.adam_update``."""
+    checks.adam_update(param, grad, m, v, step, lr, beta1, beta2, eps, _ACCEPTS)
     m *= beta1
     m += (1 - beta1) * grad
     v *= beta2

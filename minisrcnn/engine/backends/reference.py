@@ -1,19 +1,23 @@
-"""The ``reference`` backend: the loops of the derivation, never optimised.
+"""The ``reference`` backend: the equations as they are written, never optimised.
 
-Every function reads line by line as the equation in its docstring. One index, one letter:
+Every function is its equation: one loop over the indices of the left-hand side, one loop over the
+indices of the sum. One index, one letter:
 
 ====== ============================ ======= ==================================
 ``n``  image of the batch, 0..N-1   ``u``   kernel row, 0..KH-1
 ``c``  input channel, 0..C-1        ``v``   kernel column, 0..KW-1
 ``f``  output channel (filter)      ``i``   output row, 0..OH-1
 ``p``  input row, 0..H-1            ``j``   output column, 0..OW-1
-``q``  input column, 0..W-1
+``q``  input column, 0..W-1         ``k``   any element of an array
 ====== ============================ ======= ==================================
 
-Sums are taken in float64 (complex128 for complex input) and rounded once at the end, so
-that a float32 result is as good as float32 can be. Complex numbers are taken so that the
-gradients can be checked by complex-step differentiation: every function here is analytic
-where it is smooth (no absolute values, no conjugates), and ReLU branches on the real part.
+``dx`` is the gradient of the loss with respect to ``x``, an array of the shape and dtype of ``x``;
+so for every name.
+
+Sums are taken in float64 (complex128 for complex input) and rounded once at the end, so that a
+float32 result is as good as float32 can be. Complex numbers are accepted so that the gradients can
+be checked by complex-step differentiation: every function here is analytic where it is smooth (no
+absolute values, no conjugates), and ReLU branches on the real part.
 """
 
 from __future__ import annotations
@@ -23,30 +27,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ._checks import (
-    Accepts,
-    check_adam_update,
-    check_conv2d_backward_bias,
-    check_conv2d_backward_input,
-    check_conv2d_backward_weight,
-    check_conv2d_forward,
-    check_mse,
-    check_relu_backward,
-    check_relu_forward,
-    check_sgd_update,
-)
+from . import checks
 
 NAME = "reference"
 
 Array = NDArray[Any]
 
-_ACCEPTS = Accepts(np.ndarray, ("float32", "float64", "complex128"), contiguous=False)
+_ACCEPTS = checks.Accepts(np.ndarray, ("float32", "float64", "complex128"), contiguous=False)
 
 
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
-    r"""Valid convolution (cross-correlation: the kernel is not flipped) plus bias.
+    """Compute a valid convolution (cross-correlation: the kernel is not flipped) plus bias.
 
-    .. math:: y_{nfij} = b_f + \sum_{c,u,v} x_{n,c,i+u,j+v}\; w_{fcuv}
+    ::
+
+        y[n,f,i,j] = b[f] + sum_{c,u,v} x[n,c,i+u,j+v] w[f,c,u,v]
 
     Parameters
     ----------
@@ -65,7 +60,7 @@ def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
     Raises
     ------
     TypeError
-        If an argument is no array, or of a dtype that is not taken, or the dtypes differ.
+        If an argument is not an array or its dtype is not accepted, or the dtypes differ.
     ValueError
         If shapes do not fit or the kernel is larger than the image.
 
@@ -73,36 +68,32 @@ def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
     -----
     Section 3.1 of the SRCNN paper, equations (1) to (3), writes this as ``W * Y + B``.
     """
-    check_conv2d_forward(x, w, b, _ACCEPTS)
+    checks.conv2d_forward(x, w, b, _ACCEPTS)
     N, C, H, W = x.shape
     F, _, KH, KW = w.shape
     OH, OW = H - KH + 1, W - KW + 1
-    y = np.zeros((N, F, OH, OW), _wide(x))
-    for n in range(N):
-        for f in range(F):
-            for i in range(OH):
-                for j in range(OW):
-                    y[n, f, i, j] = b[f]
-                    for c in range(C):
-                        for u in range(KH):
-                            for v in range(KW):
-                                y[n, f, i, j] += _wide(x)(x[n, c, i + u, j + v]) * w[f, c, u, v]
-    return y.astype(x.dtype)
+    dtype, (x, w, b) = x.dtype, _wide(x, w, b)
+    y = np.zeros((N, F, OH, OW), x.dtype)
+    for n, f, i, j in np.ndindex(N, F, OH, OW):
+        y[n, f, i, j] = b[f]
+        for c, u, v in np.ndindex(C, KH, KW):
+            y[n, f, i, j] += x[n, c, i + u, j + v] * w[f, c, u, v]
+    return y.astype(dtype)
 
 
 def conv2d_backward_input(dy: Array, w: Array) -> Array:
-    r"""Gradient of the loss with respect to the input of a valid convolution.
+    """Return the gradient of the loss with respect to the input of a valid convolution.
 
-    Differentiate the forward equation by one input pixel. Output :math:`(i, j)` sees input
-    :math:`(p, q)` through the one tap :math:`(u, v) = (p - i, q - j)`, hence by the chain rule
+    Differentiate the forward equation by one input pixel. Output (i, j) sees input (p, q) through
+    the one tap (u, v) = (p - i, q - j), so dy[n,f,i,j] contributes with the factor w[f,c,p-i,q-j].
+    By the chain rule, summed over the taps instead of the outputs (i = p - u, j = q - v)::
 
-    .. math::
-        dx_{ncpq} = \sum_{f,i,j} dy_{nfij} \frac{\partial y_{nfij}}{\partial x_{ncpq}}
-                  = \sum_{f,u,v} dy_{n,f,p-u,q-v}\; w_{fcuv},
-        \qquad 0 \le p-u < OH,\; 0 \le q-v < OW .
+        dx[n,c,p,q] = sum_{f,i,j} dy[n,f,i,j] (d y[n,f,i,j] / d x[n,c,p,q])
+                    = sum_{f,u,v} dy[n,f,p-u,q-v] w[f,c,u,v]
+                      over all u, v with 0 <= p - u < OH and 0 <= q - v < OW
 
-    The minus signs are the flipped kernel of the textbooks. This is the gather form: each
-    input pixel collects its own sum, so that nothing is ever added to twice.
+    The minus signs are the flipped kernel of the textbooks. This is the gather form: each input
+    pixel collects its own sum, so that no two sums are added to the same element.
 
     Parameters
     ----------
@@ -121,34 +112,27 @@ def conv2d_backward_input(dy: Array, w: Array) -> Array:
     TypeError, ValueError
         As :func:`conv2d_forward`.
     """
-    check_conv2d_backward_input(dy, w, _ACCEPTS)
+    checks.conv2d_backward_input(dy, w, _ACCEPTS)
     N, F, OH, OW = dy.shape
     _, C, KH, KW = w.shape
     H, W = OH + KH - 1, OW + KW - 1
-    dx = np.zeros((N, C, H, W), _wide(dy))
-    for n in range(N):
-        for c in range(C):
-            for p in range(H):
-                for q in range(W):
-                    for f in range(F):
-                        for u in range(KH):
-                            for v in range(KW):
-                                if 0 <= p - u < OH and 0 <= q - v < OW:
-                                    dx[n, c, p, q] += (
-                                        _wide(dy)(dy[n, f, p - u, q - v]) * w[f, c, u, v]
-                                    )
-    return dx.astype(dy.dtype)
+    dtype, (dy, w) = dy.dtype, _wide(dy, w)
+    dx = np.zeros((N, C, H, W), dy.dtype)
+    for n, c, p, q in np.ndindex(N, C, H, W):
+        for f, u, v in np.ndindex(F, KH, KW):
+            if 0 <= p - u < OH and 0 <= q - v < OW:
+                dx[n, c, p, q] += dy[n, f, p - u, q - v] * w[f, c, u, v]
+    return dx.astype(dtype)
 
 
 def conv2d_backward_weight(x: Array, dy: Array) -> Array:
-    r"""Gradient of the loss with respect to the filters of a valid convolution.
+    """Return the gradient of the loss with respect to the filters of a valid convolution.
 
-    A weight :math:`w_{fcuv}` takes part in every output of its filter, each time multiplied
-    by the input that lies :math:`(u, v)` further on:
+    The weight w[f,c,u,v] takes part in every output of its filter, each time multiplied by the
+    input at the offset (u, v)::
 
-    .. math::
-        dw_{fcuv} = \sum_{n,i,j} dy_{nfij} \frac{\partial y_{nfij}}{\partial w_{fcuv}}
-                  = \sum_{n,i,j} dy_{nfij}\; x_{n,c,i+u,j+v} ,
+        dw[f,c,u,v] = sum_{n,i,j} dy[n,f,i,j] (d y[n,f,i,j] / d w[f,c,u,v])
+                    = sum_{n,i,j} dy[n,f,i,j] x[n,c,i+u,j+v]
 
     itself a valid convolution, of the input with ``dy`` as the kernel.
 
@@ -169,30 +153,24 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
     TypeError, ValueError
         As :func:`conv2d_forward`.
     """
-    check_conv2d_backward_weight(x, dy, _ACCEPTS)
+    checks.conv2d_backward_weight(x, dy, _ACCEPTS)
     N, C, H, W = x.shape
     _, F, OH, OW = dy.shape
     KH, KW = H - OH + 1, W - OW + 1
-    dw = np.zeros((F, C, KH, KW), _wide(x))
-    for f in range(F):
-        for c in range(C):
-            for u in range(KH):
-                for v in range(KW):
-                    for n in range(N):
-                        for i in range(OH):
-                            for j in range(OW):
-                                dw[f, c, u, v] += (
-                                    _wide(dy)(dy[n, f, i, j]) * x[n, c, i + u, j + v]
-                                )
-    return dw.astype(x.dtype)
+    dtype, (x, dy) = x.dtype, _wide(x, dy)
+    dw = np.zeros((F, C, KH, KW), x.dtype)
+    for f, c, u, v in np.ndindex(F, C, KH, KW):
+        for n, i, j in np.ndindex(N, OH, OW):
+            dw[f, c, u, v] += dy[n, f, i, j] * x[n, c, i + u, j + v]
+    return dw.astype(dtype)
 
 
 def conv2d_backward_bias(dy: Array) -> Array:
-    r"""Gradient of the loss with respect to the biases of a convolution.
+    """Return the gradient of the loss with respect to the biases of a convolution.
 
-    The bias is added to every output of its filter in every image, so
+    The bias is added to every output of its filter in every image, so ::
 
-    .. math:: db_f = \sum_{n,i,j} dy_{nfij} .
+        db[f] = sum_{n,i,j} dy[n,f,i,j]
 
     Parameters
     ----------
@@ -208,19 +186,22 @@ def conv2d_backward_bias(dy: Array) -> Array:
     TypeError, ValueError
         As :func:`conv2d_forward`.
     """
-    check_conv2d_backward_bias(dy, _ACCEPTS)
+    checks.conv2d_backward_bias(dy, _ACCEPTS)
     N, F, OH, OW = dy.shape
-    db: Array = np.zeros(F, _wide(dy))
+    dtype, (dy,) = dy.dtype, _wide(dy)
+    db = np.zeros(F, dy.dtype)
     for f in range(F):
-        for n in range(N):
-            for i in range(OH):
-                for j in range(OW):
-                    db[f] += dy[n, f, i, j]
-    return db.astype(dy.dtype)
+        for n, i, j in np.ndindex(N, OH, OW):
+            db[f] += dy[n, f, i, j]
+    return db.astype(dtype)
 
 
 def relu_forward(x: Array) -> Array:
-    r"""Rectified linear unit, :math:`y = \max(0, x)`, element by element.
+    """Compute the rectified linear unit, element by element.
+
+    ::
+
+        y[k] = max(0, x[k])
 
     Parameters
     ----------
@@ -229,27 +210,29 @@ def relu_forward(x: Array) -> Array:
     Returns
     -------
     y : array of the shape of ``x``
+        A NaN stays a NaN, so that a broken number stays visible.
 
     Raises
     ------
     TypeError, ValueError
-        If ``x`` is no array, of a dtype that is not taken, or empty.
+        If ``x`` is not an array, its dtype is not accepted, or it is empty.
     """
-    check_relu_forward(x, _ACCEPTS)
+    checks.relu_forward(x, _ACCEPTS)
     y = np.zeros_like(x)
     for k in np.ndindex(*x.shape):
-        # A NaN is passed on (it fails "<= 0"): a broken number must stay visible.
-        y[k] = 0 if x[k].real <= 0 else x[k]
+        y[k] = 0 if x[k].real <= 0 else x[k]  # not "x > 0", which a NaN would fail
     return y
 
 
 def relu_backward(dy: Array, y: Array) -> Array:
-    r"""Gradient of the loss with respect to the input of a ReLU.
+    """Return the gradient of the loss with respect to the input of a ReLU.
 
-    .. math:: dx = dy \; [y > 0]
+    ::
 
-    ``y > 0`` exactly where ``x > 0``, so the output is all that needs to be kept. At the
-    kink, ``x = 0``, the derivative is taken as 0, as everybody does.
+        dx[k] = dy[k] if y[k] > 0 else 0
+
+    ``y > 0`` exactly where ``x > 0``, so the output is all that needs to be kept. At the kink,
+    ``x = 0``, the derivative is taken as 0, the usual choice.
 
     Parameters
     ----------
@@ -265,9 +248,9 @@ def relu_backward(dy: Array, y: Array) -> Array:
     Raises
     ------
     TypeError, ValueError
-        If the arguments are no arrays of one shape and dtype.
+        If the arguments are not arrays of one shape and dtype.
     """
-    check_relu_backward(dy, y, _ACCEPTS)
+    checks.relu_backward(dy, y, _ACCEPTS)
     dx = np.zeros_like(dy)
     for k in np.ndindex(*dy.shape):
         dx[k] = dy[k] if y[k].real > 0 else 0
@@ -275,13 +258,16 @@ def relu_backward(dy: Array, y: Array) -> Array:
 
 
 def mse(y: Array, t: Array) -> tuple[Any, Array]:
-    r"""Mean squared error over all elements, and its gradient.
+    """Return the mean squared error over all M elements, and its gradient.
 
-    .. math:: L = \frac{1}{M} \sum_k (y_k - t_k)^2, \qquad
-              dy_k = \frac{\partial L}{\partial y_k} = \frac{2}{M} (y_k - t_k),
+    ::
 
-    with M the number of elements: batch, channels, rows and columns all together. (The
-    paper's equation (4) averages over the images only and sums over the pixels.)
+        loss = 1/M sum_k (y[k] - t[k])^2
+        dy[k] = d loss / d y[k] = 2/M (y[k] - t[k])
+
+    M counts every element: batch, channels, rows and columns. (The paper's equation (4) averages
+    over the images only and sums over the pixels.) Only the term k of the sum contains y[k], so
+    the gradient has no sum.
 
     Parameters
     ----------
@@ -296,48 +282,51 @@ def mse(y: Array, t: Array) -> tuple[Any, Array]:
     Raises
     ------
     TypeError, ValueError
-        If the arguments are no arrays of one shape and dtype.
+        If the arguments are not arrays of one shape and dtype.
     """
-    check_mse(y, t, _ACCEPTS)
+    checks.mse(y, t, _ACCEPTS)
     M = y.size
-    loss = 0.0
+    dtype, (y, t) = y.dtype, _wide(y, t)
+    loss: Any = 0.0
     dy = np.zeros_like(y)
     for k in np.ndindex(*y.shape):
-        loss += (_wide(y)(y[k]) - t[k]) ** 2 / M
-        dy[k] = 2 * (_wide(y)(y[k]) - t[k]) / M
-    return (complex(loss) if np.iscomplexobj(y) else float(loss)), dy
+        loss += (y[k] - t[k]) ** 2 / M
+        dy[k] = 2 * (y[k] - t[k]) / M
+    return (complex(loss) if np.iscomplexobj(y) else float(loss)), dy.astype(dtype)
 
 
 def sgd_update(
     param: Array, grad: Array, velocity: Array | None, lr: float, momentum: float
 ) -> None:
-    r"""One step of gradient descent with momentum, in place.
+    """Take one step of gradient descent with momentum, in place.
 
-    .. math:: \Delta \leftarrow \mu \Delta - \eta\, \frac{\partial L}{\partial w},
-              \qquad w \leftarrow w + \Delta
+    ::
 
-    Section 3.3, equation (5) of the SRCNN paper, with the sign of the gradient
-    that makes it a descent.
+        velocity[k] <- momentum velocity[k] - lr grad[k]
+        param[k]    <- param[k] + velocity[k]
+
+    Section 3.3, equation (5) of the SRCNN paper, with the sign of the gradient that makes it a
+    descent.
 
     Parameters
     ----------
     param : array
-        :math:`w`, updated in place.
+        Updated in place.
     grad : array of the same shape
-        Gradient of the loss with respect to it.
+        Gradient of the loss with respect to ``param``.
     velocity : array of the same shape or None
-        :math:`\Delta`, updated in place; may be None when ``momentum`` is 0.
+        Updated in place; may be None where ``momentum`` is 0.
     lr : float
-        Learning rate :math:`\eta`, at least 0.
+        Learning rate, at least 0.
     momentum : float
-        :math:`\mu`, in [0, 1).
+        In [0, 1).
 
     Raises
     ------
     TypeError, ValueError
         If shapes or dtypes differ, or a number is out of its range.
     """
-    check_sgd_update(param, grad, velocity, lr, momentum, _ACCEPTS)
+    checks.sgd_update(param, grad, velocity, lr, momentum, _ACCEPTS)
     for k in np.ndindex(*param.shape):
         delta = -lr * grad[k]
         if velocity is not None:
@@ -350,21 +339,24 @@ def adam_update(
     param: Array, grad: Array, m: Array, v: Array,
     step: int, lr: float, beta1: float, beta2: float, eps: float,
 ) -> None:
-    r"""One step of Adam, in place (Kingma & Ba 2015, algorithm 1).
+    """Take one step of Adam, in place (Kingma & Ba 2015, algorithm 1).
 
-    .. math::
-        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
-        v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
-        w \leftarrow w - \eta\, \frac{m / (1 - \beta_1^s)}{\sqrt{v / (1 - \beta_2^s)} + \epsilon}
+    ::
+
+        m[k]     <- beta1 m[k] + (1 - beta1) grad[k]
+        v[k]     <- beta2 v[k] + (1 - beta2) grad[k]^2
+        param[k] <- param[k] - lr m_hat[k] / (sqrt(v_hat[k]) + eps)
+
+        m_hat[k] = m[k] / (1 - beta1^step),    v_hat[k] = v[k] / (1 - beta2^step)
 
     Parameters
     ----------
     param, m, v : arrays of one shape
-        Parameter and the two moments, updated in place.
+        Parameter and its two moments, updated in place.
     grad : array of the same shape
-        :math:`g`.
+        Gradient of the loss with respect to ``param``.
     step : int
-        :math:`s`, counted from 1.
+        Counted from 1.
     lr, beta1, beta2, eps : float
         As in the paper.
 
@@ -373,7 +365,7 @@ def adam_update(
     TypeError, ValueError
         If shapes or dtypes differ, or a number is out of its range.
     """
-    check_adam_update(param, grad, m, v, step, lr, beta1, beta2, eps, _ACCEPTS)
+    checks.adam_update(param, grad, m, v, step, lr, beta1, beta2, eps, _ACCEPTS)
     for k in np.ndindex(*param.shape):
         m[k] = beta1 * m[k] + (1 - beta1) * grad[k]
         v[k] = beta2 * v[k] + (1 - beta2) * grad[k] ** 2
@@ -392,6 +384,6 @@ def to_numpy(a: Array) -> Array:
     return a
 
 
-def _wide(a: Array) -> type:
-    """Return the type in which sums over the elements of ``a`` are taken."""
-    return np.complex128 if np.iscomplexobj(a) else np.float64
+def _wide(*arrays: Array) -> list[Array]:
+    """Return the arrays in the precision in which sums are taken."""
+    return [a.astype(np.complex128 if np.iscomplexobj(a) else np.float64) for a in arrays]
