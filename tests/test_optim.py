@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minisrcnn import SGD, SRCNN, Adam
+from minisrcnn import SGD, SRCNN, Adam, get_backend
+from minisrcnn.engine.backends import unavailable_reason
+from minisrcnn.engine.optim import DCTAdam, Muon, cosine_transform, orthogonalise
 
 
 def net():
@@ -38,7 +40,8 @@ def test_a_parameter_may_have_its_own_rate():
 def test_state_restores_bit_for_bit():
     rng = np.random.default_rng(0)
     for make in (lambda p: SGD(p, 0.1, momentum=0.9, backend="numpy"),
-                 lambda p: Adam(p, 0.1, backend="numpy")):
+                 lambda p: Adam(p, 0.1, backend="numpy"),
+                 lambda p: Muon(p, 0.1, backend="numpy")):
         whole, halted = net(), net()
         grads = [{k: rng.normal(size=v.shape) for k, v in whole.parameters.items()}
                  for _ in range(4)]
@@ -86,8 +89,119 @@ def test_gradient_descent_goes_down():
     (lambda p: SGD(p, 0.1, momentum=1.0), ValueError, r"momentum is 1\.0, want"),
     (lambda p: SGD({}, 0.1), ValueError, "parameters is empty"),
     (lambda p: Adam(p, 0.1, betas=(1.0, 0.9)), ValueError, r"betas\[0\] is 1\.0"),
+    (lambda p: Muon(p, 0.1, momentum=-1), ValueError, "momentum is -1, want"),
+    (lambda p: DCTAdam({"w": np.zeros((2, 1, 3, 5))}), ValueError, "w has kernels of 3x5"),
     (lambda p: SGD(p, 0.1).step({}), ValueError, "grads has the keys"),
 ])
 def test_mistakes(make, error, message):
     with pytest.raises(error, match=message):
         make(net().parameters)
+
+
+def test_cosine_transform_is_scipys():
+    from scipy.fft import dctn, idctn
+
+    rng = np.random.default_rng(1)
+    for K in (3, 5, 9):
+        D, w = cosine_transform(K), rng.normal(size=(K, K))
+        np.testing.assert_allclose(D @ w @ D.T, dctn(w, norm="ortho"), atol=1e-13)
+        np.testing.assert_allclose(D.T @ w @ D, idctn(w, norm="ortho"), atol=1e-13)
+
+
+def by_cosine_coefficients(parameters, grads, rate):
+    """Adam's own equations on the coefficients that SciPy gives; 1x1 kernels and biases as is."""
+    from scipy.fft import dctn, idctn
+
+    values = {name: value.copy() for name, value in parameters.items()}
+    m = {name: 0.0 for name in values}
+    v = dict(m)
+    for step, grad in enumerate(grads, 1):
+        for name, g in grad.items():
+            kernel = g.ndim == 4
+            h = dctn(g, axes=(2, 3), norm="ortho") if kernel else g
+            m[name] = 0.9 * m[name] + 0.1 * h
+            v[name] = 0.999 * v[name] + 0.001 * h * h
+            u = m[name] / (1 - 0.9**step) / (np.sqrt(v[name] / (1 - 0.999**step)) + 1e-8)
+            values[name] -= rate * (idctn(u, axes=(2, 3), norm="ortho") if kernel else u)
+    return values
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba", "cupy-emulated"])
+def test_dct_adam_is_adam_on_scipys_coefficients(backend):
+    skip_unavailable(backend)
+    rng = np.random.default_rng(2)
+    model = SRCNN("5-1-3", (3, 2), backend=backend, dtype="float64", init="he")
+    start = {name: model.backend.to_numpy(value).copy()
+             for name, value in model.parameters.items()}
+    grads = [{k: rng.normal(size=v.shape) for k, v in start.items()} for _ in range(3)]
+    optimizer = DCTAdam(model.parameters, 0.1, backend=backend)
+    for grad in grads:
+        optimizer.step({k: model.backend.asarray(g, "float64") for k, g in grad.items()})
+    for name, want in by_cosine_coefficients(start, grads, 0.1).items():
+        np.testing.assert_allclose(model.backend.to_numpy(model.parameters[name]), want,
+                                   rtol=0, atol=1e-10, err_msg=name)
+
+
+def test_dct_adam_steps_alike_along_every_coefficient():
+    """What it is for: a gradient that is large in one coefficient does not hide the others."""
+    model = net()
+    before = model.parameters["conv1.weight"].copy()
+    coefficients = 10.0 ** -np.arange(27).reshape(3, 1, 3, 3) + 0 * before
+    D = cosine_transform(3)
+    DCTAdam(model.parameters, 0.1, eps=1e-300, backend="numpy").step(
+        ones(model.parameters) | {"conv1.weight": D.T @ coefficients @ D})
+    moved = D @ (before - model.parameters["conv1.weight"]) @ D.T
+    np.testing.assert_allclose(moved.reshape(-1)[:9], 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 1, 1), (4, 6, 3, 3), (6, 4, 1, 1), (32, 64, 5, 5)])
+def test_orthogonalise_keeps_singular_vectors_and_levels_the_values(shape):
+    w = np.random.default_rng(3).normal(size=shape)
+    F = shape[0]
+    U, _, Vt = np.linalg.svd(w.reshape(F, -1), full_matrices=False)
+    inside = U.T @ orthogonalise(w, get_backend("numpy")).reshape(F, -1) @ Vt.T
+    values = np.diag(inside).copy()
+    assert 0.6 < values.min() and values.max() < 1.25
+    np.testing.assert_allclose(inside - np.diag(values), 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba", "cupy-emulated"])
+def test_muon_steps_along_the_orthogonal_factor(backend):
+    skip_unavailable(backend)
+    rng = np.random.default_rng(4)
+    model = SRCNN("3-3-3", (8, 4), backend=backend, dtype="float64", init="he")
+    start = {name: model.backend.to_numpy(value).copy()
+             for name, value in model.parameters.items()}
+    grad = {name: rng.normal(size=value.shape) for name, value in start.items()}
+    optimizer = Muon(model.parameters, 0.1, backend=backend)
+    assert "conv2.weight.v" not in optimizer.state and "conv1.weight.v" in optimizer.state
+    optimizer.step({k: model.backend.asarray(g, "float64") for k, g in grad.items()})
+    moved = {name: value - model.backend.to_numpy(model.parameters[name])
+             for name, value in start.items()}
+    U, _, Vt = np.linalg.svd(grad["conv2.weight"].reshape(4, -1), full_matrices=False)
+    values = np.diag(U.T @ moved["conv2.weight"].reshape(4, -1) @ Vt.T)
+    np.testing.assert_allclose(values / (Muon.SIZE * 0.1 * np.sqrt(72)), 1, atol=0.35)
+    want = by_cosine_coefficients(start, [grad], 0.1)
+    for name in start:
+        if name != "conv2.weight":
+            np.testing.assert_allclose(start[name] - moved[name], want[name], atol=1e-10)
+
+
+def test_muon_does_not_depend_on_the_threads_of_blas():
+    from threadpoolctl import threadpool_limits
+
+    w = np.random.default_rng(5).normal(size=(32, 64, 5, 5)).astype("float32")
+    D = cosine_transform(9).astype("float32")
+    g = np.random.default_rng(5).normal(size=(64, 3, 9, 9)).astype("float32")
+    results = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            results.append((orthogonalise(w, get_backend("numpy")), D @ g @ D.T))
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def skip_unavailable(backend):
+    reason = unavailable_reason(backend)
+    if reason is not None:
+        pytest.skip(f"{backend}: {reason}")

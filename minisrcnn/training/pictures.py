@@ -17,6 +17,7 @@ from ..imaging.files import read_image
 from ..imaging.metrics import psnr
 from ..imaging.patches import patch_index
 from ..imaging.prepare import prepare
+from ..imaging.resize import imresize
 from ..srcnn import SRCNN, parse_arch
 from .settings import Plan, Say
 
@@ -98,7 +99,7 @@ def load_data(plan: Plan, say: Say) -> tuple[Data, Validation, Plan]:
         raise MinisrcnnError(f"--arch {plan.arch}: training wants odd kernels that leave some of "
                              f"a patch of {size}x{size}")
     train_set, scored = _sets(plan, say)
-    pairs = _prepared(train_set, plan, say)
+    pairs = _prepared(train_set, plan, say, plan.recipe.rescaled)
     inputs, labels = [x for x, _ in pairs], [t for _, t in pairs]
     index = patch_index(inputs, size, plan.recipe.stride)
     if not len(index):
@@ -150,9 +151,12 @@ def _found_or_fetched(name: str, say: Say) -> Dataset:
 
 
 def _prepared(
-    dataset: Dataset, plan: Plan, say: Say
+    dataset: Dataset, plan: Plan, say: Say, rescaled: Sequence[float] = ()
 ) -> list[tuple[Image, Image]]:
-    """Read and degrade pictures; what cannot be read or is too small is skipped with a warning."""
+    """Read and degrade pictures; what cannot be read or is too small is skipped with a warning.
+
+    Each picture is followed by the rescaled copies of it that are large enough.
+    """
     pairs = []
     for path in dataset.paths:
         try:
@@ -164,6 +168,12 @@ def _prepared(
             continue
         image = image[..., :3] if image.ndim == 3 else image
         pairs.append(prepare(image, plan.scale, plan.recipe.degradation))
+        H, W = image.shape[:2]
+        for factor in rescaled:
+            size = round(factor * H), round(factor * W)
+            if min(size) >= 2 * plan.scale:
+                copy = imresize(image, output_size=size)
+                pairs.append(prepare(copy, plan.scale, plan.recipe.degradation))
     if not pairs:
         raise MinisrcnnError(f"{dataset.name}: none of its pictures can be used")
     return pairs

@@ -8,11 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.optim import SGD, Adam
+from ..engine.optim import SGD, Adam, DCTAdam, Muon
 from ..imaging.patches import augment, gather
 from ..srcnn import SRCNN
 from .pictures import Data
 from .recipes import Recipe
+
+_ADAMS = {"adam": Adam, "dct-adam": DCTAdam, "muon": Muon}
 
 
 class Stepper(Protocol):
@@ -51,8 +53,8 @@ class HostStepper:
         self.padding = net.shrinkage // 2
         rate = recipe.lr
         self.optimizer: SGD | Adam
-        if recipe.optimizer == "adam":
-            self.optimizer = Adam(net.parameters, rate, backend=net.backend)
+        if recipe.optimizer in _ADAMS:
+            self.optimizer = _ADAMS[recipe.optimizer](net.parameters, rate, backend=net.backend)
         else:
             self.optimizer = SGD(net.parameters, rate, momentum=recipe.momentum,
                                  backend=net.backend)
@@ -158,7 +160,8 @@ class DeviceStepper:
 
 
 def new_stepper(net: SRCNN, data: Data, recipe: Recipe) -> Stepper:
-    """Return the stepper for a network's backend."""
+    """Return the stepper for a network's backend and the recipe's optimizer."""
+    on_device = hasattr(net.backend, "DeviceTrainer") and recipe.optimizer in ("sgd", "adam")
     stepper: type[HostStepper] | type[DeviceStepper] = (
-        DeviceStepper if hasattr(net.backend, "DeviceTrainer") else HostStepper)
+        DeviceStepper if on_device else HostStepper)
     return stepper(net, data, recipe)
