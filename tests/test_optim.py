@@ -113,7 +113,7 @@ def by_cosine_coefficients(parameters, grads, rate):
     from scipy.fft import dctn, idctn
 
     values = {name: value.copy() for name, value in parameters.items()}
-    m = {name: 0.0 for name in values}
+    m = dict.fromkeys(values, 0.0)
     v = dict(m)
     for step, grad in enumerate(grads, 1):
         for name, g in grad.items():
@@ -161,7 +161,7 @@ def test_orthogonalise_keeps_singular_vectors_and_levels_the_values(shape):
     U, _, Vt = np.linalg.svd(w.reshape(F, -1), full_matrices=False)
     inside = U.T @ orthogonalise(w, get_backend("numpy")).reshape(F, -1) @ Vt.T
     values = np.diag(inside).copy()
-    assert 0.6 < values.min() and values.max() < 1.25
+    assert values.min() > 0.6 and values.max() < 1.25
     np.testing.assert_allclose(inside - np.diag(values), 0, atol=1e-7)
 
 

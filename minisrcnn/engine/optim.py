@@ -182,18 +182,18 @@ class Adam(_Optimizer):
 
 
 class DCTAdam(Adam):
-    r"""Adam on the cosine coefficients of the filters instead of their taps.
+    """Adam on the cosine coefficients of the filters instead of their taps.
 
     Neighbouring pixels of a picture are nearly equal, so the loss is steep along the smooth part
     of a filter and almost flat along the rest. Adam gives every coordinate a step size of its
     own, but this difference is between directions that no single tap is. The discrete cosine
     transform is close to the principal components of natural pictures (Rao and Yip 1990,
-    chapter 2), and separates them. With the orthonormal :math:`D` of K x K numbers,
+    chapter 2), and separates them. With its matrix D, see :func:`cosine_transform`::
 
-    .. math:: d\hat{w} = D\,dw\,D^T, \qquad
-              w \leftarrow w + D^T\,\mathrm{Adam}(d\hat{w})\,D
+        w <- w + D^T Adam(D dw D^T) D
 
-    where Adam returns the update. Biases and 1x1 kernels are updated as :class:`Adam` does.
+    where Adam(g) is the update for a gradient g. Biases and 1x1 kernels are updated as
+    :class:`Adam` does.
 
     Parameters
     ----------
@@ -242,15 +242,14 @@ class DCTAdam(Adam):
 
 
 class Muon(DCTAdam):
-    r"""Muon (Jordan et al. 2024) for the inner layers, :class:`DCTAdam` for the first and last.
+    """Muon (Jordan et al. 2024) for the inner layers, :class:`DCTAdam` for the first and last.
 
-    An inner layer mixes C features into F. With the momentum :math:`M` of its gradient as a
-    matrix of F rows, Muon steps along the nearest matrix whose singular values are all one: all
-    directions among the features are learned at one speed, not the strongest first.
+    An inner layer mixes C features into F. With the momentum m of its gradient as a matrix
+    of F rows, Muon steps along the nearest matrix whose singular values are all one: all
+    directions among the features are learned at one speed, not the strongest first::
 
-    .. math:: M \leftarrow \mu M + (1 - \mu)\,dw, \qquad
-              w \leftarrow w - 0.4\,\eta\,\sqrt{\max(F, n)}\;
-              \mathrm{orthogonalise}(\mu M + (1 - \mu)\,dw)
+        m <- mu m + (1 - mu) dw
+        w <- w - 0.4 lr sqrt(max(F, n)) orthogonalise(mu m + (1 - mu) dw)
 
     with n the inputs of a filter, C KH KW. The factor makes an update about as large as one of
     Adam's (Liu et al. 2025, who take 0.2; 0.4 was better here).
@@ -260,7 +259,7 @@ class Muon(DCTAdam):
     parameters, lr, betas, eps, backend
         As :class:`Adam`.
     momentum : float
-        :math:`\mu`, in [0, 1).
+        mu, in [0, 1).
 
     Attributes
     ----------
@@ -302,19 +301,19 @@ class Muon(DCTAdam):
         m *= mu
         m += (1 - mu) * grad
         F, inputs = value.shape[0], value[0].size
-        rate = self.SIZE * self.lr[name] * math.sqrt(max(F, inputs))
+        rate = self.SIZE * self.lr[name] * max(F, inputs) ** 0.5
         value -= rate * orthogonalise(mu * m + (1 - mu) * grad, self.backend)
 
 
 def orthogonalise(w: Any, backend: ModuleType) -> Any:
-    r"""Move the singular values of a weight, as a matrix of F rows, to about one.
+    """Move the singular values of a weight, as a matrix of F rows, to about one.
 
     Five steps of a Newton-Schulz iteration with the coefficients of Jordan et al. (2024), which
-    take singular values from 0.005 to 1 of the largest possible into [0.7, 1.2]:
+    take singular values from 0.005 to 1 of the largest possible into [0.7, 1.2]::
 
-    .. math:: X \leftarrow (a I + b\,X X^T + c\,(X X^T)^2)\,X
+        X <- (a I + b X X^T + c (X X^T)^2) X
 
-    A step is a polynomial of :math:`X X^T`, so they are multiplied out among matrices of F x F
+    A step is a polynomial of X X^T, so they are multiplied out among matrices of F x F
     before the product with X is formed, once.
 
     Parameters
@@ -344,10 +343,9 @@ def orthogonalise(w: Any, backend: ModuleType) -> Any:
 
 
 def cosine_transform(K: int) -> NDArray[np.float64]:
-    r"""Return the orthonormal matrix (K, K) of the discrete cosine transform.
+    """Return the orthonormal matrix (K, K) of the discrete cosine transform::
 
-    .. math:: D_{ki} = \sqrt{2 / K}\,\cos\left(\pi k\,(i + 1/2) / K\right), \qquad
-              D_{0i} = \sqrt{1 / K}
+        D[k,i] = sqrt(2 / K) cos(pi k (i + 1/2) / K)        D[0,i] = sqrt(1 / K)
 
     ``D @ w @ D.T`` are the coefficients of a kernel ``w`` (DCT-II), ``D.T @ c @ D`` is the kernel
     of coefficients ``c``.
