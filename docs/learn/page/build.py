@@ -19,12 +19,15 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-from minisrcnn.checkpoint import load_model
+from minisrcnn.checkpoint import ModelFile, load_model
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 PAGE = HERE.parent / "gradients.html"
 REFERENCE = ROOT / "minisrcnn/engine/backends/reference.py"
+
+#: The version of the wheel that compiled what is committed; another one may give other bytes.
+ZIGLANG = "0.17.1"
 
 #: What is shown of the reference backend, and where the sum of each function stands.
 SHOWN = {
@@ -42,17 +45,39 @@ def compile_wasm(source: Path) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "conv.wasm"
         subprocess.run(
-            [sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-freestanding", "-msimd128", "-O3",
-             "-nostdlib", "-Wall", "-Wextra", "-Werror", "-Wl,--no-entry", "-Wl,--export=__heap_base",
-             "-Wl,--strip-all", "-o", str(out), source.name],
-            check=True, cwd=source.parent)
+            [
+                sys.executable,
+                "-m",
+                "ziglang",
+                "cc",
+                "-target",
+                "wasm32-freestanding",
+                "-msimd128",
+                "-O3",
+                "-nostdlib",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-Wl,--no-entry",
+                "-Wl,--export=__heap_base",
+                "-Wl,--strip-all",
+                "-o",
+                str(out),
+                source.name,
+            ],
+            check=True,
+            cwd=source.parent,
+        )
         return out.read_bytes()
 
 
 def code_lines(source: str, name: str, sum_pattern: str) -> list[dict[str, object]]:
-    """Return the body of a function without its docstring and checks, the lines of its sum marked."""
-    function = next(node for node in ast.parse(source).body
-                    if isinstance(node, ast.FunctionDef) and node.name == name)
+    """Return the body of a function without docstring and checks, the lines of its sum marked."""
+    function = next(
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    )
     first = next(node for node in function.body[1:] if not isinstance(node, ast.Expr))
     assert function.end_lineno is not None
     text = textwrap.dedent("\n".join(source.splitlines()[first.lineno - 1 : function.end_lineno]))
@@ -67,9 +92,8 @@ def code_lines(source: str, name: str, sum_pattern: str) -> list[dict[str, objec
     return lines
 
 
-def model_block(path: Path) -> dict[str, object]:
+def model_block(model: ModelFile) -> dict[str, object]:
     """Return the model as the page takes it: names, shapes, and float32 in base64."""
-    model = load_model(path)
     weights = b"".join(value.astype("<f4").tobytes() for value in model.parameters.values())
     return {
         "about": f"{model.arch}, scale {model.scale}",
@@ -78,23 +102,35 @@ def model_block(path: Path) -> dict[str, object]:
     }
 
 
-def find_model() -> Path:
-    """Return the file of the shipped 9-1-5 for scale 3."""
+def find_model() -> Path | None:
+    """Return the file of the shipped 9-1-5 for scale 3; None if there is none."""
     for path in sorted((ROOT / "minisrcnn/models").glob("*.safetensors")):
         model = load_model(path)
         if model.arch == "9-1-5" and model.scale == 3 and model.channels == 1:
             return path
-    raise SystemExit("minisrcnn/models has no 9-1-5 model for scale 3: name one, build.py MODEL")
+    return None
 
 
-def build(model: Path) -> str:
-    """Return the text of the page."""
+def build(model: Path | None = None) -> str:
+    """Return the text of the page, with that model or the shipped one.
+
+    Where none ships yet, the page keeps the model that it has.
+    """
+    model = model or find_model()
+    if model is None:
+        kept = re.search(r"^const MODEL = (.*);$", PAGE.read_text("utf-8"), re.M)
+        assert kept is not None
+        block = kept[1]
+    else:
+        block = json.dumps(model_block(load_model(model)))
     reference = REFERENCE.read_text("utf-8")
     values = {
         "wasm": base64.b64encode(compile_wasm(HERE / "conv.c")).decode(),
         "wgsl": json.dumps((HERE / "conv.wgsl").read_text("utf-8")),
-        "code": json.dumps({name: code_lines(reference, name, pattern) for name, pattern in SHOWN.items()}),
-        "model": json.dumps(model_block(model)),
+        "code": json.dumps(
+            {name: code_lines(reference, name, pattern) for name, pattern in SHOWN.items()}
+        ),
+        "model": block,
     }
     page = (HERE / "index.html").read_text("utf-8")
     page = re.sub(r"/\*\{(\S+)\}\*/", lambda m: (HERE / m[1]).read_text("utf-8").rstrip(), page)
@@ -102,6 +138,6 @@ def build(model: Path) -> str:
 
 
 if __name__ == "__main__":
-    text = build(Path(sys.argv[1]) if len(sys.argv) > 1 else find_model())
+    text = build(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     PAGE.write_text(text, "utf-8", newline="\n")
     print(f"{PAGE.name}: {len(text.encode()) / 1000:.0f} kB")

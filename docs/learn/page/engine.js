@@ -258,6 +258,7 @@ async function makeWebGpuEngine(source) {
       staging.destroy();
       return values;
     },
+    destroy: () => device.destroy(),
     mark: () => made.length,
     release(mark) {
       for (const t of made.splice(mark)) {

@@ -109,6 +109,6 @@ window.minisrcnn.ready = (async () => {
   $("time").addEventListener("click", () => inTurn(timeEngines));
   await startLearn();
   startRestore();
-  await runRestore();
+  await askRestore();
   document.documentElement.dataset.ready = "yes";
 })();

@@ -1,7 +1,7 @@
 // Part 3: a picture of the reader's, three times as large, by the shipped model.
 
 const SCALE = 3, MOST_PIXELS = 6e6;
-const restore = {stop: false, busy: false, source: null};
+const restore = {stop: false, source: null, turn: Promise.resolve()};
 
 function modelParameters() {
   const bytes = Uint8Array.from(atob(MODEL.weights), c => c.charCodeAt(0)), values = new Float32Array(bytes.buffer), out = {};
@@ -34,8 +34,14 @@ function shrinkPicture({width, height, data}) {
   return {small: joinColour(small), truth: truth.y};
 }
 
+// A new request stops the one that runs, and waits until it has stopped.
+function askRestore() {
+  restore.stop = true;
+  restore.turn = restore.turn.then(runRestore);
+  return restore.turn;
+}
+
 async function runRestore() {
-  if (restore.busy || !restore.source) return;
   let picture = restore.source, truth = null;
   if ($("shrink").checked) {
     if (picture.width < 24 || picture.height < 24) return say(`The picture has ${picture.width} × ${picture.height} pixels, want at least 24 × 24 to shrink it.`);
@@ -44,7 +50,7 @@ async function runRestore() {
   const pixels = picture.width * picture.height * SCALE * SCALE;
   if (pixels > MOST_PIXELS)
     return say(`The result would have ${(pixels / 1e6).toFixed(1)} million pixels, want at most ${MOST_PIXELS / 1e6}: take a smaller picture, or use minisrcnn upscale.`);
-  Object.assign(restore, {busy: true, stop: false});
+  restore.stop = false;
   $("stop").disabled = false;
   const start = performance.now(), name = chosenEngine();
   let painted = start;
@@ -53,7 +59,6 @@ async function runRestore() {
     if (performance.now() - painted > 30) { await nextFrame(); painted = performance.now(); }
     return !restore.stop;
   }).catch(error => { say(`It failed: ${error.message}`); });
-  restore.busy = false;
   $("stop").disabled = true;
   if (result === null) say("Stopped.");
   if (!result) return;
@@ -104,7 +109,7 @@ async function takeFile(file) {
   } catch (error) {
     return say(`${file.name} can't be read as a picture (${error.message}).`);
   }
-  await runRestore();
+  await askRestore();
 }
 
 function startRestore() {
@@ -112,9 +117,9 @@ function startRestore() {
   $("file").addEventListener("change", () => takeFile($("file").files[0]));
   $("drawn").addEventListener("click", () => {
     restore.source = drawScene(240, 360);
-    runRestore();
+    askRestore();
   });
-  $("shrink").addEventListener("change", runRestore);
+  $("shrink").addEventListener("change", askRestore);
   $("stop").addEventListener("click", () => { restore.stop = true; });
   $("split").addEventListener("input", layoutStage);
   $("zoom").addEventListener("change", layoutStage);
