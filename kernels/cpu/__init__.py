@@ -1,9 +1,6 @@
-"""Convolution kernels for the CPU, in versions of growing speed.
+"""Convolution kernels for the CPU.
 
-The versions, from ``v1_loops`` to ``v6_planes``, each have ``conv2d_forward(x, w, b)``,
-``conv2d_backward_input(dy, w)`` and ``conv2d_backward_weight(x, dy)``, over C-contiguous NCHW
-arrays of float32 or float64. The last is what the ``numba`` backend uses; ``chain`` and ``whole``
-fuse whole networks from the same tile.
+``lessons`` has numbered versions of growing speed, each one idea and one file; ``production`` what
+the ``numba`` backend runs. Both stand on ``jit``, which compiles and keeps what was compiled, and
+``simd``, a vector type for Numba. Arrays are C-contiguous NCHW, of float32 or float64.
 """
-
-VERSIONS = ("v1_loops", "v2_parallel", "v3_im2col", "v4_tile", "v5_winograd", "v6_planes")

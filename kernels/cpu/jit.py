@@ -56,7 +56,7 @@ SIMD = choose_simd()
 
 _HERE = Path(__file__).parent
 _STAMP = hashlib.sha256(
-    b"".join(p.read_bytes() for p in sorted(_HERE.glob("*.py"))) + SIMD.encode()
+    b"".join(p.read_bytes() for p in sorted(_HERE.rglob("*.py"))) + SIMD.encode()
 ).hexdigest()
 
 

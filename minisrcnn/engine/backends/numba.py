@@ -1,4 +1,4 @@
-"""The ``numba`` backend: the register-tile kernels of :mod:`minisrcnn.kernels.cpu`.
+"""The ``numba`` backend: the kernels of :mod:`minisrcnn.kernels.cpu.production`.
 
 Checks arguments, allocates results, and calls compiled code. Equations, shapes and errors are those
 of ``reference``. Kernels are compiled at their first use, once, and kept on disk;
@@ -16,8 +16,8 @@ import numba
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minisrcnn.kernels.cpu import chain, pointwise, v6_planes, whole, workers
-from minisrcnn.kernels.cpu.plan import aligned, plan_chain
+from minisrcnn.kernels.cpu.production import chain, pointwise, single, whole, workers
+from minisrcnn.kernels.cpu.production.plan import aligned, plan_chain
 
 from ...arguments import check_integer
 from . import checks
@@ -72,19 +72,19 @@ def set_threads(count: int) -> None:
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
     """Compute a valid convolution plus bias; see ``reference.conv2d_forward``."""
     checks.conv2d_forward(x, w, b, _ACCEPTS)
-    return v6_planes.conv2d_forward(x, w, b)
+    return single.conv2d_forward(x, w, b)
 
 
 def conv2d_backward_input(dy: Array, w: Array) -> Array:
     """Return the gradient with respect to the input; see ``reference.conv2d_backward_input``."""
     checks.conv2d_backward_input(dy, w, _ACCEPTS)
-    return v6_planes.conv2d_backward_input(dy, w)
+    return single.conv2d_backward_input(dy, w)
 
 
 def conv2d_backward_weight(x: Array, dy: Array) -> Array:
     """Return the gradient with respect to the filters; see ``reference.conv2d_backward_weight``."""
     checks.conv2d_backward_weight(x, dy, _ACCEPTS)
-    return v6_planes.conv2d_backward_weight(x, dy)
+    return single.conv2d_backward_weight(x, dy)
 
 
 def conv2d_backward_bias(dy: Array) -> Array:
@@ -228,7 +228,7 @@ def _predict(
     threads = min(threads, strips)
     y = np.empty((pairs[-1][0].shape[0], H, W), image.dtype)
     packed, scratch = _pack(pairs, plan), aligned(threads, plan.scratch, image.dtype)
-    tables = np.empty((threads, plan.tables.size), np.int64)
+    tables = np.empty((threads, plan.tables), np.int64)
     predict = whole.predict.compile(image.dtype.name)
     flat, flat_y = image.reshape(-1), y.reshape(-1)
     workers.run(lambda i, counter: predict(flat, flat_y, H, W, height, width, plan.layers, packed,
@@ -239,8 +239,8 @@ def _predict(
 def _pack(pairs: list[tuple[Array, Array]], plan: Any) -> Array:
     w, _ = pairs[0]
     packed = aligned(1, plan.packed, w.dtype)[0]
-    for (w, b), layer in zip(pairs, plan.layers, strict=True):
-        chain.pack.compile(w.dtype.name)(w, b, layer, packed)
+    for (w, b), packing in zip(pairs, plan.packing, strict=True):
+        chain.pack.compile(w.dtype.name)(w, b, *packing, packed)
     return packed
 
 

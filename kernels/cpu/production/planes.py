@@ -1,4 +1,4 @@
-"""Version 6: 1x1 convolutions on the planes as they lie; all others as in version 5.
+"""1x1 convolutions: products of matrices whose rows are the planes of NCHW.
 
 Where no taps have to be found nothing has to be moved. With pixels, not filters, along the
 vectors, a 1x1 convolution and its gradients are products of matrices whose rows are the planes of
@@ -26,12 +26,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from . import v5_winograd, workers
+from ..jit import SIMD, const, inner, kernel
+from ..simd import Emit, lanes
+from . import workers
 from .chain import add_chunks
-from .jit import SIMD, const, inner, kernel
 from .plan import aligned
-from .tile import BITS, SLACK, _Emit, _make_tile, lanes
-from .v4_tile import CHUNKS
+from .tile import SLACK, make_tile
 from .workers import take_next
 
 Array = Any
@@ -58,7 +58,7 @@ def _ask_for(typingctx: Any, a: Any, i: Any) -> Any:
     sig = types.void(a, types.intp)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = _Emit(context, builder, sig.args[0].dtype)
+        e = Emit(context, builder, sig.args[0].dtype)
         address, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
         prefetch = builder.module.declare_intrinsic(
             "llvm.prefetch", [address], ir.FunctionType(ir.VoidType(), [address, i32, i32, i32]))
@@ -84,7 +84,7 @@ def _make_sums(rows: int, columns: int) -> Any:
         sig = types.void(dy, dy_rows, i64, x, x_rows, i64, i64, dw, i64)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            e = _Emit(context, builder, sig.args[0].dtype)
+            e = Emit(context, builder, sig.args[0].dtype)
             dy, dy_rows, f, x, x_rows, c, n, dw, at = args
             dy_rows = e.at(e.data(sig.args[1], dy_rows), f)
             x_rows = e.at(e.data(sig.args[4], x_rows), c)
@@ -124,8 +124,8 @@ def _make_sums(rows: int, columns: int) -> Any:
     return sums
 
 
-_tile = _make_tile(P, NV)
-_narrow = _make_tile(P, 1)
+_tile = make_tile(P, NV)
+_narrow = make_tile(P, 1)
 _sums = _make_sums(DF, DC)
 
 
@@ -156,7 +156,7 @@ def find_block(item, blocks, pixels):
 @inner
 def combine_block(x, y, item, ahead, blocks, K, M, pixels, rows, cols, a, init):
     """:func:`combine` for one item; item ``ahead`` is put into the cache."""
-    V = BITS // (8 * x.itemsize)
+    V = lanes(x.itemsize)
     J, low = NV * V, x.dtype.type(-np.inf)
     n, first, end = find_block(item, blocks, pixels)
     tiles = (end - first + J - 1) // J * ((M + P - 1) // P)
@@ -246,14 +246,14 @@ def weight_gradient(x, dy, N, blocks, C, F, pixels, x_rows, dy_rows, grads, coun
                     at += DF * DC
 
 
-def _is_made_for(w_shape: tuple[int, ...], pixels: int, itemsize: int) -> bool:
+def is_made_for(w_shape: tuple[int, ...], pixels: int, itemsize: int) -> bool:
     """Whether there is no tap, and enough for whole tiles."""
     F, C, KH, KW = w_shape
     return (SIMD != "plain" and KH == KW == 1 and min(F, C) >= P
             and pixels >= NV * lanes(itemsize))
 
 
-def _combine(x: Array, a: Array, b: Array | None) -> Array:
+def combine_planes(x: Array, a: Array, b: Array | None) -> Array:
     """y[n, i, p] = b[i] + sum over k of a[i, k] x[n, k, p]: x (N,K,H,W), a (M,K), b (M,)."""
     N, K, H, W = x.shape
     M, V, pixels = len(a), lanes(x.itemsize), H * W
@@ -270,30 +270,13 @@ def _combine(x: Array, a: Array, b: Array | None) -> Array:
     return y
 
 
-def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
-    """Valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
-    if not _is_made_for(w.shape, x.shape[2] * x.shape[3], x.itemsize):
-        return v5_winograd.conv2d_forward(x, w, b)
-    return _combine(x, w[:, :, 0, 0], b)
-
-
-def conv2d_backward_input(dy: Array, w: Array) -> Array:
-    """Input gradient: dy (N,F,OH,OW) and w (F,C,KH,KW) to dx (N,C,H,W)."""
-    if not _is_made_for(w.shape, dy.shape[2] * dy.shape[3], dy.itemsize):
-        return v5_winograd.conv2d_backward_input(dy, w)
-    return _combine(dy, np.ascontiguousarray(w[:, :, 0, 0].T), None)
-
-
-def conv2d_backward_weight(x: Array, dy: Array) -> Array:
-    """Weight gradient: x (N,C,H,W) and dy (N,F,OH,OW) to dw (F,C,KH,KW)."""
+def gradient_of_weights(x: Array, dy: Array, most_chunks: int) -> Array:
+    """dw[f, c, 0, 0] = sum over n, p of dy[n, f, p] x[n, c, p]: x (N,C,H,W), dy (N,F,H,W)."""
     N, C, H, W = x.shape
-    _, F, OH, OW = dy.shape
-    pixels = H * W
-    if not _is_made_for((F, C, H - OH + 1, W - OW + 1), pixels, x.itemsize):
-        return v5_winograd.conv2d_backward_weight(x, dy)
+    F, pixels = dy.shape[1], H * W
     tiles_f, tiles_c = -(-F // DF), -(-C // DC)
     blocks = max(1, round(pixels / _BLOCK))
-    chunks = -(-N * blocks // -(-N * blocks // CHUNKS))
+    chunks = -(-N * blocks // -(-N * blocks // most_chunks))
     grads = aligned(chunks, tiles_f * tiles_c * DF * DC, x.dtype)
     x_rows, dy_rows = (np.minimum(np.arange(n + SLACK), n - 1) * pixels for n in (C, F))
     function, arrays = weight_gradient.compile(x.dtype.name), (x.reshape(-1), dy.reshape(-1))

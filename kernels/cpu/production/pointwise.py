@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from .jit import const, kernel
+from ..jit import const, kernel
 
 
 @kernel(lambda t: (const(t, 1), t[::1]))

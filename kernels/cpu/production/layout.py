@@ -19,8 +19,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .jit import SIMD, inner
-from .tile import BITS, _Emit
+from ..jit import SIMD, inner
+from ..simd import Emit, lanes
 
 
 @intrinsic
@@ -32,7 +32,7 @@ def _transpose(
     sig = types.void(a, n, n, b, n, n)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = _Emit(context, builder, sig.args[0].dtype)
+        e = Emit(context, builder, sig.args[0].dtype)
         a, a0, lda, b, b0, ldb = args
         a = e.at(e.data(sig.args[0], a), a0)
         b = e.at(e.data(sig.args[3], b), b0)
@@ -57,7 +57,7 @@ def _transpose(
 @inner
 def _transpose_all(a, a0, lda, rows, columns, b, b0, ldb):
     """b[b0 + i ldb + j] = a[a0 + j lda + i] for i < columns, j < rows."""
-    V = BITS // (8 * a.itemsize)
+    V = lanes(a.itemsize)
     if SIMD == "plain":
         V = rows + columns  # no block is that large
     whole_rows, whole_columns = rows // V * V, columns // V * V

@@ -44,8 +44,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .jit import SIMD, inner
-from .tile import BITS, SLACK, _Emit, product
+from ..jit import SIMD, inner
+from ..simd import Emit, lanes
+from .tile import SLACK, product
 
 N = 6  # points, and pixels on a side of an input tile
 _FINITE = [Fraction(p) for p in ("0", "5/8", "-5/8", "3/2", "-3/2")]
@@ -101,17 +102,17 @@ def matrices(K: int) -> tuple[Any, Any, Any]:
     return np.array(AT, float), np.array(G, float), np.array(BT, float)
 
 
-_G3, _G5 = matrices(3)[1], matrices(5)[1]
+G_3, G_5 = matrices(3)[1], matrices(5)[1]
 
 # Rows +p and -p of a Vandermonde matrix differ in the sign of the odd powers only, so sums over
 # even and over odd powers serve both: B^T = S B', A = S A', A^T = A'^T S with this S = S^T.
-_S = np.eye(N)
-_S[1:3, 1:3] = _S[3:5, 3:5] = [[1, 1], [1, -1]]
-_B = np.linalg.inv(_S) @ matrices(5)[2]
-_A2, _A4 = (np.linalg.inv(_S) @ matrices(K)[0].T for K in (5, 3))
+SIGNS = np.eye(N)
+SIGNS[1:3, 1:3] = SIGNS[3:5, 3:5] = [[1, 1], [1, -1]]
+B = np.linalg.inv(SIGNS) @ matrices(5)[2]
+A_5, A_3 = (np.linalg.inv(SIGNS) @ matrices(K)[0].T for K in (5, 3))
 
 
-def _combine(e: _Emit, matrix: Any, x: list[Any]) -> list[Any]:
+def combine(e: Emit, matrix: Any, x: list[Any]) -> list[Any]:
     """Emit matrix @ x, x a list of vectors, without multiplications by 0 and 1."""
     result = []
     for row in matrix:
@@ -146,7 +147,7 @@ def _make_to_points(matrix: Any, limited: bool) -> Any:
         sig = types.void(a, n, at, n, n, b, n, n)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            e = _Emit(context, builder, sig.args[0].dtype)
+            e = Emit(context, builder, sig.args[0].dtype)
             a, a0, at, height, width, b, b0, step = args
             a, b = e.at(e.data(sig.args[0], a), a0), e.at(e.data(sig.args[5], b), b0)
             at = e.data(sig.args[2], at)
@@ -160,7 +161,7 @@ def _make_to_points(matrix: Any, limited: bool) -> Any:
                     for j in range(side):
                         inside = _inside(builder, i, j, height, width)
                         block[i][j] = builder.select(inside, block[i][j], zero)
-            points = _both_sides(lambda x: _combine(e, _S, _combine(e, matrix, x)), block)
+            points = _both_sides(lambda x: combine(e, SIGNS, combine(e, matrix, x)), block)
             for i in range(N):
                 for j in range(N):
                     place = builder.mul(step, ir.Constant(ir.IntType(64), N * i + j))
@@ -186,7 +187,7 @@ def _make_to_pixels(matrix: Any, add: bool) -> Any:
         sig = types.void(a, n, n, c, n, at, n, n, init, n, c.dtype)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            e = _Emit(context, builder, sig.args[0].dtype)
+            e = Emit(context, builder, sig.args[0].dtype)
             a, a0, step, c, c0, at, height, width, init, i0, low = args
             a, c = e.at(e.data(sig.args[0], a), a0), e.data(sig.args[3], c)
             at = e.data(sig.args[5], at)
@@ -194,7 +195,7 @@ def _make_to_pixels(matrix: Any, add: bool) -> Any:
             nowhere = ir.Constant(ir.IntType(64), 0)
             block = [[e.load(e.at(a, builder.mul(step, ir.Constant(ir.IntType(64), N * i + j))))
                       for j in range(N)] for i in range(N)]
-            pixels = _both_sides(lambda x: _combine(e, matrix.T, _combine(e, _S, x)), block)
+            pixels = _both_sides(lambda x: combine(e, matrix.T, combine(e, SIGNS, x)), block)
             for i, row in enumerate(pixels):
                 row_at = builder.add(c0, builder.load(e.at(at, i)))
                 for j, value in enumerate(row):
@@ -218,12 +219,12 @@ def _inside(builder: ir.IRBuilder, i: int, j: int, height: Any, width: Any) -> A
                         builder.icmp_signed(">", width, ir.Constant(ir.IntType(64), j)))
 
 
-_x_to_points = _make_to_points(_B, False)
-_dy_to_points_2 = _make_to_points(_A2, True)
-_dy_to_points_4 = _make_to_points(_A4, True)
-_points_to_y_2 = _make_to_pixels(_A2, False)
-_points_to_y_4 = _make_to_pixels(_A4, False)
-_points_to_dx = _make_to_pixels(_B, True)
+_x_to_points = _make_to_points(B, False)
+_dy_to_points_2 = _make_to_points(A_5, True)
+_dy_to_points_4 = _make_to_points(A_3, True)
+_points_to_y_2 = _make_to_pixels(A_5, False)
+_points_to_y_4 = _make_to_pixels(A_3, False)
+_points_to_dx = _make_to_pixels(B, True)
 
 
 class Maps(NamedTuple):
@@ -251,7 +252,7 @@ _step_of = inner(step_of)
 @inner
 def x_points(s, x, m, top, across, first, n, at, points):
     """Transform n tiles of x, from ``first`` on, to [point][tile][channel]; see `convolve`."""
-    V = BITS // (8 * s.itemsize)
+    V = lanes(s.itemsize)
     for t in range(n):
         row, column = m * ((first + t) // across) - top, m * ((first + t) % across)
         for i in range(N):
@@ -264,7 +265,7 @@ def x_points(s, x, m, top, across, first, n, at, points):
 @inner
 def dy_points(s, dy, m, across, first, n, at, points):
     """Transform n tiles of dy, from ``first`` on, to [point][tile][channel]."""
-    V = BITS // (8 * s.itemsize)
+    V = lanes(s.itemsize)
     for t in range(n):
         row, column = m * ((first + t) // across), m * ((first + t) % across)
         height, width = dy.rows - row, dy.columns - column
@@ -296,7 +297,7 @@ def convolve(s, x, y, m, top, first, last, across, tiles, line, C, packed, weigh
     Row 0 of y is made from the rows of x from ``-top`` on. ``tiles`` and ``line`` hold
     multiples of ``x.ld`` and of 1; ``at_x`` and ``at_y`` are where the points go.
     """
-    V = BITS // (8 * s.itemsize)
+    V = lanes(s.itemsize)
     at = np.empty(2 * N, np.int64)
     for t0 in range(first, last, TILES):
         n = min(TILES, last - t0)
@@ -321,7 +322,7 @@ def convolve(s, x, y, m, top, first, last, across, tiles, line, C, packed, weigh
 @inner
 def input_gradient(s, dy, dx, m, last, across, tiles, line, F, packed, weights, at_dy, at_dx):
     """Add to dx, tile by tile; ``tiles`` holds multiples of ``dy.ld``; else as `convolve`."""
-    V = BITS // (8 * s.itemsize)
+    V = lanes(s.itemsize)
     at = np.empty(2 * N, np.int64)
     for t0 in range(0, last, TILES):
         n = min(TILES, last - t0)
@@ -357,7 +358,7 @@ def weight_gradient(s, x, dy, m, last, across, tiles, line, C, at_x, at_dy, grad
 def pack_points(w, f_first, packed, at, ld):
     """Store G w G^T as [point][f][c] if ``f_first``, else as [point][c][f]; rows are ld apart."""
     F, C, K = w.shape[:3]
-    G = _G5 if K == 5 else _G3
+    G = G_5 if K == 5 else G_3
     rows, columns = (F, C) if f_first else (C, F)
     g, half = np.empty((K, columns)), np.empty((N, K, columns))
     for r in range(rows):
@@ -385,7 +386,7 @@ def pack_points(w, f_first, packed, at, ld):
 def unpack_points(grads, at, ld, dw):
     """Fill dw (F,C,K,K) with G^T [gradient at the points] G."""
     F, C, K = dw.shape[:3]
-    G = _G5 if K == 5 else _G3
+    G = G_5 if K == 5 else G_3
     half = np.empty((K, N, F))
     for c in range(C):
         for u in range(K):

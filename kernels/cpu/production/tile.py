@@ -33,14 +33,14 @@ numbers of A, and does P*NV multiply-adds with them. AVX-512, P = 6 pixels, NV =
                +------+------+------+------+
 
 Numba cannot be told to keep an array in registers, so the tile is emitted as LLVM vector
-instructions by an ``@intrinsic``, :func:`_make_tile`. P and NV are constants there; the vector's
-length follows from the array's dtype and the processor (:data:`BITS`).
+instructions by an ``@intrinsic``, :func:`make_tile`. P and NV are constants there; the vector's
+length follows from the array's dtype and the processor (:mod:`..simd`).
 
 Each C[i, j] is summed in the order of k whatever its place in a tile, by the same instruction:
 a pixel's value does not depend on how the image was cut into tiles, bit for bit.
 
 When B has only a few columns (conv3: one), vectors along j would be nearly empty. There the sum
-itself is cut into vectors, along the channels, :func:`_make_dot`:
+itself is cut into vectors, along the channels, :func:`make_dot`:
 
     c[i]  =  init  +  sum_t  < A[ rows[i] + cols[t] : + V ],  B[t, 0:V] >
 """
@@ -55,10 +55,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jit import SIMD, inner
-
-BITS = {"avx512": 512, "avx2": 256, "neon": 128, "sse": 128, "plain": 128}[SIMD]
-FMA = SIMD in ("avx512", "avx2", "neon")
+from ..jit import SIMD, inner
+from ..simd import Emit, lanes
 
 # (P, NV) of the wide, middle and narrow tile: as many accumulators as the registers hold,
 # and P offsets that fit the address registers.
@@ -75,107 +73,7 @@ DOT_P = {"avx512": 8, "avx2": 8, "neon": 8, "sse": 8, "plain": 1}[SIMD]
 SLACK = 12
 
 
-def lanes(itemsize: int) -> int:
-    """How many numbers of that size, in bytes, one vector holds."""
-    return BITS // (8 * itemsize)
-
-
-class _Emit:
-    """The few LLVM instructions that both tiles are made of."""
-
-    def __init__(self, context: Any, builder: ir.IRBuilder, dtype: Any) -> None:
-        self.context, self.b = context, builder
-        self.scalar = context.get_value_type(dtype)
-        bits = dtype.bitwidth
-        self.V = BITS // bits
-        self.vector = ir.VectorType(self.scalar, self.V)
-        self.align = bits // 8
-        vvv = ir.FunctionType(self.vector, [self.vector] * 3)
-        self._fma = cgutils.get_or_insert_function(
-            builder.module, vvv, f"llvm.fma.v{self.V}f{bits}"
-        ) if FMA else None
-
-    def data(self, array_type: Any, value: Any) -> Any:
-        """Return the address of an array's first element."""
-        return self.context.make_array(array_type)(self.context, self.b, value).data
-
-    def at(self, pointer: Any, offset: Any) -> Any:
-        if isinstance(offset, int):
-            offset = ir.Constant(ir.IntType(64), offset)
-        return self.b.gep(pointer, [offset])
-
-    def load(self, pointer: Any) -> Any:
-        value = self.b.load(self.b.bitcast(pointer, self.vector.as_pointer()))
-        value.align = self.align
-        return value
-
-    def store(self, value: Any, pointer: Any) -> None:
-        self.b.store(value, self.b.bitcast(pointer, self.vector.as_pointer())).align = self.align
-
-    def broadcast(self, number: Any) -> Any:
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.b.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.V), [0] * self.V)
-        return self.b.shuffle_vector(first, undefined, zeros)
-
-    def fma(self, x: Any, y: Any, z: Any) -> Any:
-        if self._fma is not None:
-            return self.b.call(self._fma, [x, y, z])
-        return self.b.fadd(self.b.fmul(x, y), z)
-
-    def at_least(self, value: Any, low: Any) -> Any:
-        """max(value, low); NaN stays NaN."""
-        return self.b.select(self.b.fcmp_ordered("<", value, low), low, value)
-
-    def load_first(self, n: Any, pointer: Any) -> Any:
-        """Load n numbers, n < V; the other lanes are zero, and nothing beyond is read."""
-        i1, i32 = ir.IntType(1), ir.IntType(32)
-        masks = ir.VectorType(i1, self.V)
-        lane = ir.Constant(ir.VectorType(i32, self.V), list(range(self.V)))
-        undefined = ir.Constant(lane.type, ir.Undefined)
-        first = self.b.insert_element(undefined, n, ir.Constant(i32, 0))
-        n = self.b.shuffle_vector(first, undefined, ir.Constant(lane.type, [0] * self.V))
-        mask = self.b.icmp_signed("<", lane, n)
-        pointer = self.b.bitcast(pointer, self.vector.as_pointer())
-        load = cgutils.get_or_insert_function(
-            self.b.module, ir.FunctionType(self.vector, [pointer.type, i32, masks, self.vector]),
-            f"llvm.masked.load.v{self.V}f{8 * self.align}.p0")
-        zero = ir.Constant(self.vector, [0.0] * self.V)
-        return self.b.call(load, [pointer, ir.Constant(i32, self.align), mask, zero])
-
-    def exchange(self, x: Any, y: Any, half: int) -> tuple[Any, Any]:
-        """Return x and y after y's lanes without bit ``half`` and x's with it changed places."""
-        def pick(lanes: list[int]) -> Any:
-            return self.b.shuffle_vector(
-                x, y, ir.Constant(ir.VectorType(ir.IntType(32), self.V), lanes))
-
-        # Lanes of y count from V on.
-        return (pick([self.V + i - half if i & half else i for i in range(self.V)]),
-                pick([self.V + i if i & half else i + half for i in range(self.V)]))
-
-    def sum_each(self, vectors: list[Any]) -> Any:
-        """Sum the lanes of each of V vectors, to the lanes of one."""
-        half = self.V // 2
-        while half:
-            vectors = [self.b.fadd(*self.exchange(vectors[i], vectors[i + half], half))
-                       for i in range(half)]
-            half //= 2
-        return vectors[0]
-
-    def sum_lanes(self, value: Any) -> Any:
-        """Sum the lanes of a vector in halves: always the same tree."""
-        n = self.V
-        while n > 1:
-            n //= 2
-            both = [ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(first, first + n)))
-                    for first in (0, n)]
-            undefined = ir.Constant(value.type, ir.Undefined)
-            low, high = (self.b.shuffle_vector(value, undefined, mask) for mask in both)
-            value = self.b.fadd(low, high)
-        return self.b.extract_element(value, ir.Constant(ir.IntType(32), 0))
-
-
-def _make_tile(P: int, NV: int) -> Any:
+def make_tile(P: int, NV: int) -> Any:
     """Make ``tile(...)``: P rows and NV vectors of columns of C; see the head of this file."""
 
     @intrinsic
@@ -187,7 +85,7 @@ def _make_tile(P: int, NV: int) -> Any:
                          types.boolean)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            e = _Emit(context, builder, sig.args[0].dtype)
+            e = Emit(context, builder, sig.args[0].dtype)
             (a, rows, row, cols, k0, k1, b, b0, ldb, init, i0, ldi,
              c, c0, ldc, low, masked) = args
             rows = e.at(e.data(sig.args[1], rows), row)
@@ -235,7 +133,7 @@ def _make_tile(P: int, NV: int) -> Any:
     return tile
 
 
-def _make_dot(P: int) -> Any:
+def make_dot(P: int) -> Any:
     """Make ``dot(...)``: P rows of one column of C, the sum cut into vectors."""
 
     @intrinsic
@@ -245,7 +143,7 @@ def _make_dot(P: int) -> Any:
         sig = types.void(a, rows, n, cols, n, b, n, c.dtype, c, n, n, c.dtype)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            e = _Emit(context, builder, sig.args[0].dtype)
+            e = Emit(context, builder, sig.args[0].dtype)
             a, rows, row, cols, T, b, b0, init, c, c0, ldc, low = args
             rows = e.at(e.data(sig.args[1], rows), row)
             cols = e.data(sig.args[3], cols)
@@ -274,10 +172,10 @@ def _make_dot(P: int) -> Any:
     return dot
 
 
-_wide = _make_tile(WIDE_P, WIDE_NV)
-_middle = _make_tile(MIDDLE_P, MIDDLE_NV)
-_narrow = _make_tile(NARROW_P, NARROW_NV)
-_dot = _make_dot(DOT_P)
+_wide = make_tile(WIDE_P, WIDE_NV)
+_middle = make_tile(MIDDLE_P, MIDDLE_NV)
+_narrow = make_tile(NARROW_P, NARROW_NV)
+_dot = make_dot(DOT_P)
 
 
 @inner
@@ -289,7 +187,7 @@ def _tiled_product(a, rows, M, cols, k0, k1, b, b0, ldb, init, i0, ldi, c, c0, l
     row for all). All ``ldc`` columns of C are computed: a whole number of vectors. Where
     ``masked``, C is set to 0 where it was not positive; else to ``max(C, low)``.
     """
-    V = BITS // (8 * a.itemsize)
+    V = lanes(a.itemsize)
     vectors = ldc // V
     j = 0
     while j < vectors:
@@ -341,7 +239,7 @@ def _plain_product(a, rows, M, cols, k0, k1, b, b0, ldb, init, i0, ldi, c, c0, l
 @inner
 def _plain_dots(a, rows, M, cols, T, b, b0, init, c, c0, ldc, low):
     """:func:`_tiled_dots` in ordinary loops."""
-    V = BITS // (8 * a.itemsize)
+    V = lanes(a.itemsize)
     for i in range(M):
         total = init
         for t in range(T):

@@ -33,9 +33,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jit import SIMD, inner
-from .tile import BITS, SLACK, _Emit, product
-from .winograd import _A4, _B, _G3, _S, N, _combine
+from ..jit import SIMD, inner
+from ..simd import Emit, lanes
+from .tile import SLACK, product
+from .winograd import A_3, G_3, SIGNS, B, N, combine
 
 M = 4  # rows of y in a group
 # Pixels of y whose points are in the cache at a time: whole tiles, whether of 6 or 8.
@@ -65,7 +66,7 @@ def _make_transform(first: Any, second: Any, finish: bool) -> Any:
         sig = types.void(a, at, n, n, n, n, init, n, a.dtype)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            e = _Emit(context, builder, sig.args[0].dtype)
+            e = Emit(context, builder, sig.args[0].dtype)
             a, at, offset, height, count, stride, init, i0, low = args
             a, at = e.at(e.data(sig.args[0], a), offset), e.data(sig.args[1], at)
             places = [e.at(a, builder.load(e.at(at, k))) for k in range(reads + writes)]
@@ -79,7 +80,7 @@ def _make_transform(first: Any, second: Any, finish: bool) -> Any:
                 if reads == M:
                     rows = [builder.select(here, row, zero)
                             for here, row in zip(exists, rows, strict=True)]
-                results = _combine(e, second, _combine(e, first, rows))
+                results = combine(e, second, combine(e, first, rows))
                 for r, (result, place) in enumerate(zip(results, places[reads:], strict=True)):
                     if finish:
                         result = e.at_least(builder.fadd(result, init), lows)
@@ -95,9 +96,9 @@ def _make_transform(first: Any, second: Any, finish: bool) -> Any:
     return transform
 
 
-_x_to_points = _make_transform(_B, _S, False)
-_dy_to_points = _make_transform(_A4, _S, False)
-_points_to_y = _make_transform(_S, _A4.T, True)
+_x_to_points = _make_transform(B, SIGNS, False)
+_dy_to_points = _make_transform(A_3, SIGNS, False)
+_points_to_y = _make_transform(SIGNS, A_3.T, True)
 
 
 def sizes(groups: int, A: int, width: int, ldy: int) -> tuple[int, int]:
@@ -124,7 +125,7 @@ def x_points(s, x, top, first, groups, A, width, at, points):
 
     Row 0 of y is made from the rows of x from ``-top`` on.
     """
-    V = BITS // (8 * s.itemsize)
+    V = lanes(s.itemsize)
     step = _x_step(groups, A, width)
     for a in range(A):
         for i in range(groups):
@@ -144,7 +145,7 @@ def convolve(s, x, y, top, first, groups, A, width, pixels, taps, K, packed, wei
     ``x`` and ``y`` are as for `winograd.convolve`; ``width`` is the length of a row of x in
     floats, ``pixels`` and ``taps`` (K of them) hold offsets into the points of x.
     """
-    V = BITS // (8 * s.itemsize)
+    V = lanes(s.itemsize)
     at = np.empty(2 * N, np.int64)
     x_points(s, x, top, first, groups, A, width, at, at_x)
     step_x, step_y = _x_step(groups, A, width), _y_step(y.ld)
@@ -171,7 +172,7 @@ def convolve(s, x, y, top, first, groups, A, width, pixels, taps, K, packed, wei
 @inner
 def weight_gradient(s, x, dy, groups, A, width, pixels, taps, K, at_x, at_dy, grads, dw):
     """Add to the gradient at every point, [point][tap][f]; the rest as for :func:`convolve`."""
-    V = BITS // (8 * s.itemsize)
+    V = lanes(s.itemsize)
     at = np.empty(2 * N, np.int64)
     x_points(s, x, 0, 0, groups, A, width, at, at_x)
     step_x, step_y = _x_step(groups, A, width), _y_step(dy.ld)
@@ -206,7 +207,7 @@ def pack_points(w, packed, at, ld):
                     for p in range(N):
                         total = 0.0
                         for b in range(3):
-                            total += _G3[p, b] * w[f, c, u + b, v]
+                            total += G_3[p, b] * w[f, c, u + b, v]
                         packed[at + (p * (KH // 3 * KW * C) + tap) * ld + f] = total
 
 
@@ -222,5 +223,5 @@ def unpack_points(grads, at, ld, dw):
                     tap = (u // 3 * KW + v) * C + c
                     total = 0.0
                     for p in range(N):
-                        total += _G3[p, u % 3] * grads[at + (p * (K + SLACK) + tap) * ld + f]
+                        total += G_3[p, u % 3] * grads[at + (p * (K + SLACK) + tap) * ld + f]
                     dw[f, c, u, v] = total

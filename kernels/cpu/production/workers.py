@@ -27,7 +27,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .jit import SIMD, kernel
+from ..jit import SIMD, kernel
 
 Work = Callable[[int, Any], None]
 

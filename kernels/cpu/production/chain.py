@@ -15,43 +15,12 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
+from ..jit import const, inner, kernel, once
+from ..simd import lanes
 from . import winograd, winograd1d
-from .jit import const, inner, kernel, once
 from .layout import load_pixels
-from .plan import (
-    BACK_PIXELS,
-    BACK_TAPS,
-    BACKWARD,
-    BIAS,
-    DB,
-    DW,
-    FEW,
-    FORWARD,
-    KH,
-    KW,
-    LDX,
-    LDY,
-    LINE,
-    OH,
-    ONE_D,
-    OW,
-    PADDED,
-    PIXELS,
-    TAPS,
-    TILE,
-    VECTORS,
-    X_POINTS,
-    X_TILES,
-    Y_POINTS,
-    Y_TILES,
-    C,
-    F,
-    H,
-    W,
-    X,
-    Y,
-)
-from .tile import BITS, SLACK, dots, product
+from .plan import LAYER_TYPE, Method
+from .tile import SLACK, dots, product
 from .workers import take_next
 
 # Pixels whose dy the weight gradient takes at a time: they stay in L1 for all taps.
@@ -61,12 +30,12 @@ _BLOCK = 64
 @inner
 def scatter(w, packed, at, step_f, step_c, step_tap):
     """packed[at + f step_f + c step_c + tap step_tap] = w[f, c, u, v], tap = u KW + v."""
-    F_, C_, KH_, KW_ = w.shape
-    for f in range(F_):
-        for c in range(C_):
+    F, C, KH, KW = w.shape
+    for f in range(F):
+        for c in range(C):
             to = at + f * step_f + c * step_c
-            for u in range(KH_):
-                for v in range(KW_):
+            for u in range(KH):
+                for v in range(KW):
                     packed[to] = w[f, c, u, v]
                     to += step_tap
 
@@ -74,83 +43,83 @@ def scatter(w, packed, at, step_f, step_c, step_tap):
 @inner
 def gather(grads, at, step_f, step_c, step_tap, dw):
     """Undo :func:`scatter`: dw[f, c, u, v] = grads[at + f step_f + c step_c + tap step_tap]."""
-    F_, C_, KH_, KW_ = dw.shape
-    for f in range(F_):
-        for c in range(C_):
+    F, C, KH, KW = dw.shape
+    for f in range(F):
+        for c in range(C):
             start = at + f * step_f + c * step_c
-            for u in range(KH_):
-                for v in range(KW_):
+            for u in range(KH):
+                for v in range(KW):
                     dw[f, c, u, v] = grads[start]
                     start += step_tap
 
 
-@kernel(lambda t: (const(t, 4), const(t, 1), const(types.int64, 1), t[::1]))
-def pack(w, b, layer, packed):
+@kernel(lambda t: (const(t, 4), const(t, 1), *[types.int64] * 6, t[::1]))
+def pack(w, b, method, x_stride, y_stride, forward, backward, bias, packed):
     """Lay one layer's weights w (F,C,KH,KW) and biases out as the tiles read them.
 
-    See `tile.product`; ``packed`` starts as zeros. With tiles, what is to go to -1 is left out.
+    See `tile.product` and `plan.Packing`; ``packed`` starts as zeros. With Winograd convolution,
+    what is to go to -1 is left out.
     """
-    taps, ldx, ldy = layer[KH] * layer[KW], layer[LDX], layer[LDY]
-    forward, backward = layer[FORWARD], layer[BACKWARD]
-    for f in range(layer[F]):
-        packed[layer[BIAS] + f] = b[f]
-    if layer[ONE_D]:
-        winograd1d.pack_points(w, packed, forward, ldy)
-    elif layer[TILE]:
-        for at, f_first, ld in ((forward, False, ldy), (backward, True, ldx)):
+    F, C, KH, KW = w.shape
+    for f in range(F):
+        packed[bias + f] = b[f]
+    if method == Method.WINOGRAD_ROWS:
+        winograd1d.pack_points(w, packed, forward, y_stride)
+    elif method == Method.WINOGRAD:
+        for at, f_first, ld in ((forward, False, y_stride), (backward, True, x_stride)):
             if at >= 0:
                 winograd.pack_points(w, f_first, packed, at, ld)
     else:
-        if layer[FEW]:
-            scatter(w, packed, forward, taps * ldx, 1, ldx)
+        if method == Method.DOTS:
+            scatter(w, packed, forward, KH * KW * x_stride, 1, x_stride)
         else:
-            scatter(w, packed, forward, 1, ldy, layer[C] * ldy)
+            scatter(w, packed, forward, 1, y_stride, C * y_stride)
         if backward >= 0:
-            scatter(w, packed, backward, ldx, 1, layer[F] * ldx)
+            scatter(w, packed, backward, x_stride, 1, F * x_stride)
 
 
 @inner
 def maps(layer):
     """Where the layer's input and output lie, and its output's tiles: in a row, and in a column."""
-    x = winograd.Maps(layer[X], layer[LDX], layer[W] * layer[LDX], layer[H], layer[H], layer[W])
-    y = winograd.Maps(layer[Y], layer[LDY], layer[OW] * layer[LDY],
-                      layer[OH], layer[OH], layer[OW])
-    m = layer[TILE]
-    return x, y, (layer[OW] + m - 1) // m, (layer[OH] + m - 1) // m
+    x = winograd.Maps(layer.x_at, layer.x_stride, layer.W * layer.x_stride, layer.H, layer.H, layer.W)
+    y = winograd.Maps(layer.y_at, layer.y_stride, layer.OW * layer.y_stride,
+                      layer.OH, layer.OH, layer.OW)
+    m = layer.m
+    return x, y, (layer.OW + m - 1) // m, (layer.OH + m - 1) // m
 
 
 @once
 def forward_layer(layer, tables, packed, s, relu):
     """Y = x * w + b, then ReLU if ``relu``: the input and output of one patch in scratch."""
     low = s.dtype.type(0.0) if relu else s.dtype.type(-np.inf)
-    if layer[ONE_D]:
+    if layer.method == Method.WINOGRAD_ROWS:
         x, y, _, groups = maps(layer)
-        winograd1d.convolve(s, x, y, 0, 0, groups, layer[KH] // 3, x.step, tables[layer[PIXELS]:],
-                            tables[layer[TAPS]:], layer[KH] // 3 * layer[KW] * layer[C],
-                            packed, layer[FORWARD], layer[BIAS],
-                            layer[X_POINTS], layer[Y_POINTS], low)
+        winograd1d.convolve(s, x, y, 0, 0, groups, layer.KH // 3, x.step, tables[layer.pixel_table:],
+                            tables[layer.tap_table:], layer.KH // 3 * layer.KW * layer.C,
+                            packed, layer.forward_at, layer.bias_at,
+                            layer.x_points_at, layer.y_points_at, low)
         return
-    if layer[TILE]:
+    if layer.method == Method.WINOGRAD:
         x, y, across, down = maps(layer)
-        winograd.convolve(s, x, y, layer[TILE], 0, 0, across * down, across,
-                          tables[layer[X_TILES]:], tables[layer[LINE]:], layer[C],
-                          packed, layer[FORWARD], layer[BIAS],
-                          layer[X_POINTS], layer[Y_POINTS], low)
+        winograd.convolve(s, x, y, layer.m, 0, 0, across * down, across,
+                          tables[layer.x_tile_table:], tables[layer.line_table:], layer.C,
+                          packed, layer.forward_at, layer.bias_at,
+                          layer.x_points_at, layer.y_points_at, low)
         return
-    M = layer[OH] * layer[OW]
-    rows = tables[layer[PIXELS]:layer[PIXELS] + M + SLACK]
-    if layer[FEW]:
-        T = layer[KH] * layer[KW] * layer[LDX] // (BITS // (8 * s.itemsize))
-        cols = tables[layer[VECTORS]:layer[VECTORS] + T]
-        size = layer[KH] * layer[KW] * layer[LDX]
-        for f in range(layer[F]):
-            dots(s[layer[X]:], rows, M, cols, T, packed, layer[FORWARD] + f * size,
-                 packed[layer[BIAS] + f], s, layer[Y] + f, layer[LDY], low)
+    M = layer.OH * layer.OW
+    rows = tables[layer.pixel_table:layer.pixel_table + M + SLACK]
+    if layer.method == Method.DOTS:
+        T = layer.KH * layer.KW * layer.x_stride // lanes(s.itemsize)
+        cols = tables[layer.vector_table:layer.vector_table + T]
+        size = layer.KH * layer.KW * layer.x_stride
+        for f in range(layer.F):
+            dots(s[layer.x_at:], rows, M, cols, T, packed, layer.forward_at + f * size,
+                 packed[layer.bias_at + f], s, layer.y_at + f, layer.y_stride, low)
     else:
-        K = layer[KH] * layer[KW] * layer[C]
-        cols = tables[layer[TAPS]:layer[TAPS] + K]
-        product(s[layer[X]:], rows, M, cols, 0, K, packed, layer[FORWARD], layer[LDY],
-                packed, layer[BIAS], 0, s, layer[Y], layer[LDY], low, False)
+        K = layer.KH * layer.KW * layer.C
+        cols = tables[layer.tap_table:layer.tap_table + K]
+        product(s[layer.x_at:], rows, M, cols, 0, K, packed, layer.forward_at, layer.y_stride,
+                packed, layer.bias_at, 0, s, layer.y_at, layer.y_stride, low, False)
 
 
 @inner
@@ -159,11 +128,11 @@ def pad_gradient(layer, s):
 
     The border was zero before and stays so: only this writes there.
     """
-    oh, ow, ld = layer[OH], layer[OW], layer[LDY]
-    wp = ow + 2 * (layer[KW] - 1)
+    oh, ow, ld = layer.OH, layer.OW, layer.y_stride
+    wp = ow + 2 * (layer.KW - 1)
     for i in range(oh):
-        to = layer[PADDED] + ((i + layer[KH] - 1) * wp + layer[KW] - 1) * ld
-        start = layer[Y] + i * ow * ld
+        to = layer.dy_padded_at + ((i + layer.KH - 1) * wp + layer.KW - 1) * ld
+        start = layer.y_at + i * ow * ld
         for j in range(ow * ld):
             s[to + j] = s[start + j]
 
@@ -190,49 +159,49 @@ def weight_gradient(layer, tables, s, grads):
     way round, dw[(u,v,f), c] = sum over input pixels q of dy[q - (u,v), f] x[q, c], which
     needs dy with its border of zeros.
     """
-    M = layer[OH] * layer[OW]
-    add_rows(s, layer[Y], M, layer[LDY], grads[layer[DB]:layer[DB] + layer[LDY]])
+    M = layer.OH * layer.OW
+    add_rows(s, layer.y_at, M, layer.y_stride, grads[layer.db_at:layer.db_at + layer.y_stride])
     low = s.dtype.type(-np.inf)
-    if layer[ONE_D]:
+    if layer.method == Method.WINOGRAD_ROWS:
         x, dy, _, groups = maps(layer)
-        winograd1d.weight_gradient(s, x, dy, groups, layer[KH] // 3, x.step,
-                                   tables[layer[PIXELS]:], tables[layer[TAPS]:],
-                                   layer[KH] // 3 * layer[KW] * layer[C],
-                                   layer[X_POINTS], layer[Y_POINTS], grads, layer[DW])
+        winograd1d.weight_gradient(s, x, dy, groups, layer.KH // 3, x.step,
+                                   tables[layer.pixel_table:], tables[layer.tap_table:],
+                                   layer.KH // 3 * layer.KW * layer.C,
+                                   layer.x_points_at, layer.y_points_at, grads, layer.dw_at)
         return
-    if layer[TILE]:
+    if layer.method == Method.WINOGRAD:
         x, dy, across, down = maps(layer)
-        winograd.weight_gradient(s, x, dy, layer[TILE], across * down, across,
-                                 tables[layer[X_TILES]:], tables[layer[LINE]:], layer[C],
-                                 layer[X_POINTS], layer[Y_POINTS], grads, layer[DW])
+        winograd.weight_gradient(s, x, dy, layer.m, across * down, across,
+                                 tables[layer.x_tile_table:], tables[layer.line_table:], layer.C,
+                                 layer.x_points_at, layer.y_points_at, grads, layer.dw_at)
         return
-    taps = layer[KH] * layer[KW]
-    if layer[FEW]:
-        a, ld, at_b = s[layer[PADDED]:], layer[LDX], layer[X]
-        rows = tables[layer[BACK_TAPS]:]
-        cols = tables[layer[BACK_PIXELS]:]
-        taps *= layer[F]
-        M = layer[H] * layer[W]
+    taps = layer.KH * layer.KW
+    if layer.method == Method.DOTS:
+        a, ld, at_b = s[layer.dy_padded_at:], layer.x_stride, layer.x_at
+        rows = tables[layer.back_tap_table:]
+        cols = tables[layer.back_pixel_table:]
+        taps *= layer.F
+        M = layer.H * layer.W
     else:
-        a, ld, at_b = s[layer[X]:], layer[LDY], layer[Y]
-        rows = tables[layer[TAPS]:]
-        cols = tables[layer[PIXELS]:]
-        taps *= layer[C]
+        a, ld, at_b = s[layer.x_at:], layer.y_stride, layer.y_at
+        rows = tables[layer.tap_table:]
+        cols = tables[layer.pixel_table:]
+        taps *= layer.C
     for k in range(0, M, _BLOCK):
         product(a, rows, taps, cols, k, min(k + _BLOCK, M), s, at_b, ld,
-                grads, layer[DW], ld, grads, layer[DW], ld, low, False)
+                grads, layer.dw_at, ld, grads, layer.dw_at, ld, low, False)
 
 
 @once
-def input_gradient_of_tiles(layer, tables, packed, s, relu):
-    """:func:`input_gradient` by Winograd's way: summed where x is not, then put in its place."""
+def winograd_input_gradient(layer, tables, packed, s, relu):
+    """:func:`input_gradient` by Winograd convolution: summed apart from x, then put in its place."""
     x, dy, across, down = maps(layer)
-    total = winograd.Maps(layer[PADDED], x.ld, x.step, x.ring, x.rows, x.columns)
+    total = winograd.Maps(layer.dx_sum_at, x.ld, x.step, x.ring, x.rows, x.columns)
     dx = s[total.start:total.start + x.rows * x.step]
     dx[:] = 0
-    winograd.input_gradient(s, dy, total, layer[TILE], across * down, across,
-                            tables[layer[Y_TILES]:], tables[layer[LINE]:], layer[F],
-                            packed, layer[BACKWARD], layer[Y_POINTS], layer[X_POINTS])
+    winograd.input_gradient(s, dy, total, layer.m, across * down, across,
+                            tables[layer.y_tile_table:], tables[layer.line_table:], layer.F,
+                            packed, layer.backward_at, layer.y_points_at, layer.x_points_at)
     result, zero = s[x.start:x.start + dx.size], s.dtype.type(0.0)
     for i in range(dx.size):
         result[i] = zero if relu and not result[i] > zero else dx[i]
@@ -241,15 +210,15 @@ def input_gradient_of_tiles(layer, tables, packed, s, relu):
 @once
 def input_gradient(layer, tables, packed, s, relu):
     """Replace x in scratch by dx; where ``relu``, by dx [x > 0], the gradient before the ReLU."""
-    if layer[TILE]:
-        input_gradient_of_tiles(layer, tables, packed, s, relu)
+    if layer.method == Method.WINOGRAD:
+        winograd_input_gradient(layer, tables, packed, s, relu)
         return
-    M = layer[H] * layer[W]
-    K = layer[KH] * layer[KW] * layer[F]
-    rows = tables[layer[BACK_PIXELS]:layer[BACK_PIXELS] + M + SLACK]
-    cols = tables[layer[BACK_TAPS]:layer[BACK_TAPS] + K]
-    product(s[layer[PADDED]:], rows, M, cols, 0, K, packed, layer[BACKWARD], layer[LDX],
-            packed, 0, 0, s, layer[X], layer[LDX], s.dtype.type(-np.inf), relu)
+    M = layer.H * layer.W
+    K = layer.KH * layer.KW * layer.F
+    rows = tables[layer.back_pixel_table:layer.back_pixel_table + M + SLACK]
+    cols = tables[layer.back_tap_table:layer.back_tap_table + K]
+    product(s[layer.dy_padded_at:], rows, M, cols, 0, K, packed, layer.backward_at, layer.x_stride,
+            packed, 0, 0, s, layer.x_at, layer.x_stride, s.dtype.type(-np.inf), relu)
 
 
 @once
@@ -257,24 +226,24 @@ def train_patch(x, t, n, scale, layers, tables, packed, s, grads):
     """Forward, loss and backward of patch n; return its sum of squared differences."""
     L = layers.shape[0]
     first, last = layers[0], layers[L - 1]
-    size = first[C] * first[H] * first[W]
-    pixels = first[H] * first[W]
-    load_pixels(x, n * size, first[C], pixels, pixels, s, first[X], first[LDX])
+    size = first.C * first.H * first.W
+    pixels = first.H * first.W
+    load_pixels(x, n * size, first.C, pixels, pixels, s, first.x_at, first.x_stride)
     for i in range(L):
         forward_layer(layers[i], tables, packed, s, i < L - 1)
 
-    M = last[OH] * last[OW]
+    M = last.OH * last.OW
     loss = 0.0
-    for f in range(last[F]):
+    for f in range(last.F):
         for p in range(M):
-            at = last[Y] + p * last[LDY] + f
-            difference = s[at] - t[(n * last[F] + f) * M + p]
+            at = last.y_at + p * last.y_stride + f
+            difference = s[at] - t[(n * last.F + f) * M + p]
             loss += np.float64(difference) * np.float64(difference)
             s[at] = scale * difference
 
     for i in range(L - 1, -1, -1):
         layer = layers[i]
-        if not layer[TILE] and layer[PADDED] != layer[Y] and (i > 0 or layer[FEW]):
+        if layer.dy_padded_at != layer.y_at:
             pad_gradient(layer, s)
         weight_gradient(layer, tables, s, grads)
         if i > 0:
@@ -283,7 +252,7 @@ def train_patch(x, t, n, scale, layers, tables, packed, s, grads):
 
 
 @kernel(
-    lambda t: (const(t, 1), const(t, 1), types.int64, t, const(types.int64, 2),
+    lambda t: (const(t, 1), const(t, 1), types.int64, t, const(LAYER_TYPE, 1),
                types.int64[::1], t[::1], t[::1], t[:, ::1], types.float64[::1],
                types.int64[::1])
 )
@@ -298,7 +267,7 @@ def train(x, t, N, scale, layers, tables, packed, scratch, grads, losses, counte
         Patches.
     scale : float
         dy is ``scale`` times the difference.
-    layers, tables : int64 arrays
+    layers, tables : arrays
         From the :class:`~.plan.Plan`.
     packed : array
         Parameters, see :func:`pack`.
@@ -331,17 +300,17 @@ def add_chunks(grads):
             grads[0, j] += grads[i, j]
 
 
-@kernel(lambda t: (const(t, 1), const(types.int64, 1), t[:, :, :, ::1], t[::1]))
+@kernel(lambda t: (const(t, 1), LAYER_TYPE, t[:, :, :, ::1], t[::1]))
 def unpack(grads, layer, dw, db):
     """Copy a layer's gradients from the layout of the tiles to dw (F,C,KH,KW) and db (F,)."""
-    at, ldx, ldy = layer[DW], layer[LDX], layer[LDY]
-    for f in range(layer[F]):
-        db[f] = grads[layer[DB] + f]
-    if layer[ONE_D]:
+    at, ldx, ldy = layer.dw_at, layer.x_stride, layer.y_stride
+    for f in range(layer.F):
+        db[f] = grads[layer.db_at + f]
+    if layer.method == Method.WINOGRAD_ROWS:
         winograd1d.unpack_points(grads, at, ldy, dw)
-    elif layer[TILE]:
+    elif layer.method == Method.WINOGRAD:
         winograd.unpack_points(grads, at, ldy, dw)
-    elif layer[FEW]:
-        gather(grads, at, ldx, 1, layer[F] * ldx, dw)
+    elif layer.method == Method.DOTS:
+        gather(grads, at, ldx, 1, layer.F * ldx, dw)
     else:
-        gather(grads, at, 1, ldy, layer[C] * ldy, dw)
+        gather(grads, at, 1, ldy, layer.C * ldy, dw)

@@ -1,0 +1,196 @@
+"""Single convolutions of NCHW batches, by whichever method is the fastest for the shape.
+
+In a thread's scratch y and dy are ``[pixel][channel]``, for the tile reads and writes vectors of
+them; they are transposed on their way (:mod:`.layout`). Of x it reads single numbers, so x stays
+in planes, except for layers with few filters. Threads take images as they become free; dw is
+summed in order of fixed chunks of images, so results do not depend on the number of threads.
+
+1x1 convolutions have no taps to be found and go another way, :mod:`.planes`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from ..jit import const, inner, kernel
+from . import planes, workers
+from .chain import (
+    add_chunks,
+    forward_layer,
+    input_gradient,
+    pack,
+    pad_gradient,
+    unpack,
+    weight_gradient,
+)
+from .layout import copy, load_pixels, store_planes
+from .plan import LAYER_TYPE, Method, aligned, plan_chain
+from .workers import take_next
+
+Array = Any
+
+# Chunks of a batch with a weight gradient of their own: a constant, so that the sums do not depend
+# on the number of threads. Each costs its memory, which goes from core to core.
+CHUNKS = 16
+
+
+@inner
+def load_image(x, first, rows, columns, pad_rows, pad_columns, layer, s):
+    """Copy an image, flat from ``first``, into scratch as the layer wants it.
+
+    With a border, only what is within is ever written: the border stays zero.
+    """
+    channels, ld, plane = layer.C, layer.x_stride, rows * columns
+    inside = layer.x_at + (pad_rows * layer.W + pad_columns) * ld
+    step = layer.W * ld
+    if ld == 1 and plane == layer.H * layer.W:
+        copy(x, first, channels * plane, s, inside)
+    elif ld == 1:
+        for c in range(channels):
+            for i in range(rows):
+                copy(x, first + c * plane + i * columns, columns,
+                     s, inside + c * layer.H * layer.W + i * step)
+    elif plane == layer.H * layer.W:
+        load_pixels(x, first, channels, plane, plane, s, inside, ld)
+    else:
+        for i in range(rows):
+            load_pixels(x, first + i * columns, channels, columns, plane, s, inside + i * step, ld)
+
+
+@kernel(lambda t: (const(t, 1), t[::1], types.int64, types.int64, types.int64,
+                   const(LAYER_TYPE, 1), types.int64[::1], t[::1], t[::1],
+                   types.int64[::1]))
+def forward(x, y, N, pad_rows, pad_columns, layers, tables, packed, s, counter):
+    """Fill y from x, both flat NCHW; x within a border of zeros. Rest as `chain.train`."""
+    layer = layers[0]
+    rows, columns = layer.H - 2 * pad_rows, layer.W - 2 * pad_columns
+    n = take_next(counter)
+    while n < N:
+        load_image(x, n * layer.C * rows * columns, rows, columns, pad_rows, pad_columns, layer, s)
+        forward_layer(layer, tables, packed, s, False)
+        pixels = layer.OH * layer.OW
+        store_planes(s, layer.y_at, layer.y_stride, layer.F, pixels, y, n * layer.F * pixels)
+        n = take_next(counter)
+
+
+@kernel(lambda t: (const(t, 1), t[::1], types.int64, const(LAYER_TYPE, 1),
+                   types.int64[::1], t[::1], t[::1], types.int64[::1]))
+def backward_input(dy, dx, N, layers, tables, packed, s, counter):
+    """Fill dx from dy, both flat NCHW; the rest as for `chain.train`."""
+    layer = layers[0]
+    size, pixels = layer.OH * layer.OW, layer.H * layer.W
+    n = take_next(counter)
+    while n < N:
+        load_pixels(dy, n * layer.F * size, layer.F, size, size, s, layer.y_at, layer.y_stride)
+        input_gradient(layer, tables, packed, s, False)
+        store_planes(s, layer.x_at, layer.x_stride, layer.C, pixels, dx, n * layer.C * pixels)
+        n = take_next(counter)
+
+
+@kernel(lambda t: (const(t, 1), const(t, 1), types.int64, const(LAYER_TYPE, 1),
+                   types.int64[::1], t[::1], t[:, ::1], types.int64[::1]))
+def backward_weight(x, dy, N, layers, tables, s, grads, counter):
+    """Each chunk's dw and db in the layout of the tiles; grads (chunks, ...) starts as zeros."""
+    layer = layers[0]
+    chunks = grads.shape[0]
+    size = (N + chunks - 1) // chunks
+    chunk = take_next(counter)
+    while chunk < chunks:
+        for n in range(chunk * size, min((chunk + 1) * size, N)):
+            load_image(x, n * layer.C * layer.H * layer.W, layer.H, layer.W, 0, 0, layer, s)
+            pixels = layer.OH * layer.OW
+            load_pixels(dy, n * layer.F * pixels, layer.F, pixels, pixels, s, layer.y_at,
+                        layer.y_stride)
+            if layer.method == Method.DOTS and layer.dy_padded_at != layer.y_at:
+                pad_gradient(layer, s)
+            weight_gradient(layer, tables, s, grads[chunk])
+        chunk = take_next(counter)
+
+
+def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
+    """Valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
+    if planes.is_made_for(w.shape, x.shape[2] * x.shape[3], x.itemsize):
+        return planes.combine_planes(x, w[:, :, 0, 0], b)
+    return convolve(x, w, b)
+
+
+def conv2d_backward_input(dy: Array, w: Array) -> Array:
+    """Input gradient: dy (N,F,OH,OW) and w (F,C,KH,KW) to dx (N,C,H,W)."""
+    if planes.is_made_for(w.shape, dy.shape[2] * dy.shape[3], dy.itemsize):
+        return planes.combine_planes(dy, np.ascontiguousarray(w[:, :, 0, 0].T), None)
+    return gradient_of_input(dy, w)
+
+
+def conv2d_backward_weight(x: Array, dy: Array) -> Array:
+    """Weight gradient: x (N,C,H,W) and dy (N,F,OH,OW) to dw (F,C,KH,KW)."""
+    _, C, H, W = x.shape
+    _, F, OH, OW = dy.shape
+    if planes.is_made_for((F, C, H - OH + 1, W - OW + 1), H * W, x.itemsize):
+        return planes.gradient_of_weights(x, dy, CHUNKS)
+    return gradient_of_weights(x, dy)
+
+
+def convolve(x: Array, w: Array, b: Array, pad_rows: int = 0, pad_columns: int = 0,
+             winograd: bool = True) -> Array:
+    """:func:`conv2d_forward` of x within a border of zeros, by the methods of :mod:`.plan`."""
+    N, name = x.shape[0], x.dtype.name
+    height, width = x.shape[2] + 2 * pad_rows, x.shape[3] + 2 * pad_columns
+    plan = plan_chain((w.shape,), height, width, w.itemsize, planar=True, winograd=winograd)
+    packed = aligned(1, plan.packed, w.dtype)[0]
+    pack.compile(name)(w, b, *plan.packing[0], packed)
+    scratch = aligned(min(workers.get_threads(), N), plan.scratch, w.dtype)
+    y = np.empty((N, w.shape[0], height - w.shape[2] + 1, width - w.shape[3] + 1), x.dtype)
+    function = forward.compile(name)
+    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+    workers.run(lambda i, counter: function(flat_x, flat_y, N, pad_rows, pad_columns, plan.layers,
+                                            plan.tables, packed, scratch[i], counter),
+                len(scratch))
+    return y
+
+
+def gradient_of_input(dy: Array, w: Array, winograd: bool = True) -> Array:
+    """:func:`conv2d_backward_input` by the methods of :mod:`.plan`.
+
+    dx[c,p,q] = sum over f,u,v of dy[f,p-u,q-v] w[f,c,u,v]: with u and v counted from the other end
+    a convolution of dy, within KH-1 rows and KW-1 columns of zeros, with the flipped filters. With
+    Winograd convolution dx is added up tile by tile instead.
+    """
+    F, C, KH, KW = w.shape
+    N, name = dy.shape[0], dy.dtype.name
+    height, width = dy.shape[2] + KH - 1, dy.shape[3] + KW - 1
+    plan = plan_chain((w.shape,), height, width, w.itemsize, winograd=winograd)
+    if plan.packing[0].method != Method.WINOGRAD:
+        flipped = np.ascontiguousarray(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
+        return convolve(dy, flipped, np.zeros(C, w.dtype), KH - 1, KW - 1, winograd=False)
+    packed = aligned(1, plan.packed, w.dtype)[0]
+    pack.compile(name)(w, np.zeros(F, w.dtype), *plan.packing[0]._replace(forward_at=-1), packed)
+    scratch = aligned(min(workers.get_threads(), N), plan.scratch, w.dtype)
+    dx = np.empty((N, C, height, width), dy.dtype)
+    function = backward_input.compile(name)
+    flat_dy, flat_dx = dy.reshape(-1), dx.reshape(-1)
+    workers.run(lambda i, counter: function(flat_dy, flat_dx, N, plan.layers, plan.tables, packed,
+                                            scratch[i], counter), len(scratch))
+    return dx
+
+
+def gradient_of_weights(x: Array, dy: Array, winograd: bool = True) -> Array:
+    """:func:`conv2d_backward_weight` by the methods of :mod:`.plan`."""
+    N, C, H, W = x.shape
+    _, F, OH, OW = dy.shape
+    shape = (F, C, H - OH + 1, W - OW + 1)
+    plan = plan_chain((shape,), H, W, x.itemsize, planar=True, winograd=winograd)
+    chunks = -(-N // -(-N // CHUNKS))
+    grads = aligned(chunks, plan.grads, x.dtype)
+    scratch = aligned(min(workers.get_threads(), chunks), plan.scratch, x.dtype)
+    name = x.dtype.name
+    function = backward_weight.compile(name)
+    x, dy = x.reshape(-1), dy.reshape(-1)
+    workers.run(lambda i, counter: function(x, dy, N, plan.layers, plan.tables, scratch[i], grads,
+                                            counter), len(scratch))
+    add_chunks.compile(name)(grads)
+    dw, db = np.empty(shape, x.dtype), np.empty(F, x.dtype)
+    unpack.compile(name)(grads[0], plan.layers[0], dw, db)
+    return dw
