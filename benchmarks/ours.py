@@ -117,14 +117,8 @@ def backend(name: str, title: str, **more: Any) -> Implementation:
 
 def lessons() -> list[Implementation]:
     """Return every numbered CPU lesson, found by listing the package."""
-    for package in ("minisrcnn.kernels.cpu.lessons", "minisrcnn.kernels.cpu"):
-        try:
-            places = importlib.import_module(package).__path__
-            break
-        except ModuleNotFoundError:
-            continue
-    else:
-        return []
+    package = "minisrcnn.kernels.cpu.lessons"
+    places = importlib.import_module(package).__path__
     names = [m.name for m in pkgutil.iter_modules(places) if re.match(r"v\d+_", m.name)]
 
     def prepare(name: str) -> Callable[[Case, int], Prepared]:
@@ -164,7 +158,8 @@ def done_by_production(case: Case) -> float | None:
 
 def _done(case: Convolution, first: bool) -> float:
     """Operations of one convolution: by tiles of m x m, by columns of m, or the plain sum."""
-    winograd, winograd1d = _winograd("winograd"), _winograd("winograd1d")
+    from minisrcnn.kernels.cpu.production import winograd, winograd1d
+
     OH, OW = case.output
     pairs = 2e-6 * case.N * case.C * case.F
     m = winograd.outputs(case.F, case.C, case.K, case.K)
@@ -177,13 +172,6 @@ def _done(case: Convolution, first: bool) -> float:
     if case.operation == "input gradient" and case.K > 1:
         return pairs * case.H * case.W * case.K**2  # dy within a border of zeros
     return case.mflop
-
-
-def _winograd(name: str) -> Any:
-    try:
-        return importlib.import_module(f"minisrcnn.kernels.cpu.production.{name}")
-    except ModuleNotFoundError:
-        return importlib.import_module(f"minisrcnn.kernels.cpu.{name}")
 
 
 def implementations() -> list[Implementation]:

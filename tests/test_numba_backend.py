@@ -397,7 +397,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 def test_scratch_fits_a_cache_whatever_the_image():
     """What a thread works in: under 1 MB for a training patch and for a strip of any image."""
-    from minisrcnn.kernels.cpu import plan, whole
+    from minisrcnn.kernels.cpu.production import plan, whole
 
     for arch in ("9-1-5", "9-5-5"):
         shapes = tuple(w.shape for w, _ in layers_of(make_params(arch, 1, (64, 32), "float32")))

@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 import pytest
-from minisrcnn.kernels.cpu import workers
 from minisrcnn.kernels.cpu.jit import kernel
+from minisrcnn.kernels.cpu.production import workers
 from numba import types
 
 

@@ -109,24 +109,28 @@ class Kernel:
         Takes a Numba float type, returns the tuple of argument types.
     parallel : bool
         Whether ``prange`` in it uses threads.
+    optimize : int
+        LLVM's level of optimization. Level 1 is enough for what is vectorized by hand, and takes a
+        sixth less time; loops that LLVM is to turn into vector code need level 3.
     """
 
     def __init__(
         self, py_func: Callable[..., Any], signature: Callable[[Any], tuple[Any, ...]],
-        parallel: bool,
+        parallel: bool, optimize: int,
     ) -> None:
         self.py_func = py_func
         self.__doc__ = py_func.__doc__
         self.__name__ = py_func.__name__
         self._signature = signature
         self._parallel = parallel
+        self._optimize = optimize
         self._compiled: dict[str, Any] = {}
 
     def compile(self, dtype: str) -> Callable[..., Any]:
         """Return the machine code for "float32" or "float64", compiling or loading it."""
         if dtype not in self._compiled:
             dispatcher = self._dispatcher()
-            with _first_level_of_optimization():
+            with _level_of_optimization(self._optimize):
                 dispatcher.compile(self._signature(getattr(numba, dtype)))
             dispatcher.disable_compile()
             self._compiled[dtype] = dispatcher
@@ -151,15 +155,11 @@ class Kernel:
 
 
 @contextlib.contextmanager
-def _first_level_of_optimization() -> Iterator[None]:
-    """Compile with -O1: what the other levels would do is done by hand in the tiles.
-
-    They take a sixth more time and give the same speed. The level is Numba's for the whole
-    process, so nobody else may compile meanwhile.
-    """
+def _level_of_optimization(level: int) -> Iterator[None]:
+    """Set the level, which is Numba's for the whole process: nobody else may compile meanwhile."""
     with global_compiler_lock:
         usual = numba.config.OPT
-        numba.config.OPT = type(usual)(1)
+        numba.config.OPT = type(usual)(level)
         try:
             yield
         finally:
@@ -167,10 +167,10 @@ def _first_level_of_optimization() -> Iterator[None]:
 
 
 def kernel(
-    signature: Callable[[Any], tuple[Any, ...]], parallel: bool = False
+    signature: Callable[[Any], tuple[Any, ...]], parallel: bool = False, optimize: int = 1
 ) -> Callable[[Callable[..., Any]], Kernel]:
     """Decorate an outermost function: one that Python calls."""
-    return lambda py_func: Kernel(py_func, signature, parallel)
+    return lambda py_func: Kernel(py_func, signature, parallel, optimize)
 
 
 def inner(py_func: Callable[..., Any]) -> Any:

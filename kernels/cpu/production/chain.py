@@ -81,7 +81,8 @@ def pack(w, b, method, x_stride, y_stride, forward, backward, bias, packed):
 @inner
 def maps(layer):
     """Where the layer's input and output lie, and its output's tiles: in a row, and in a column."""
-    x = winograd.Maps(layer.x_at, layer.x_stride, layer.W * layer.x_stride, layer.H, layer.H, layer.W)
+    x = winograd.Maps(layer.x_at, layer.x_stride, layer.W * layer.x_stride,
+                      layer.H, layer.H, layer.W)
     y = winograd.Maps(layer.y_at, layer.y_stride, layer.OW * layer.y_stride,
                       layer.OH, layer.OH, layer.OW)
     m = layer.m
@@ -94,8 +95,9 @@ def forward_layer(layer, tables, packed, s, relu):
     low = s.dtype.type(0.0) if relu else s.dtype.type(-np.inf)
     if layer.method == Method.WINOGRAD_ROWS:
         x, y, _, groups = maps(layer)
-        winograd1d.convolve(s, x, y, 0, 0, groups, layer.KH // 3, x.step, tables[layer.pixel_table:],
-                            tables[layer.tap_table:], layer.KH // 3 * layer.KW * layer.C,
+        winograd1d.convolve(s, x, y, 0, 0, groups, layer.KH // 3, x.step,
+                            tables[layer.pixel_table:], tables[layer.tap_table:],
+                            layer.KH // 3 * layer.KW * layer.C,
                             packed, layer.forward_at, layer.bias_at,
                             layer.x_points_at, layer.y_points_at, low)
         return
@@ -194,7 +196,7 @@ def weight_gradient(layer, tables, s, grads):
 
 @once
 def winograd_input_gradient(layer, tables, packed, s, relu):
-    """:func:`input_gradient` by Winograd convolution: summed apart from x, then put in its place."""
+    """:func:`input_gradient` by Winograd convolution: summed apart from x, then put there."""
     x, dy, across, down = maps(layer)
     total = winograd.Maps(layer.dx_sum_at, x.ld, x.step, x.ring, x.rows, x.columns)
     dx = s[total.start:total.start + x.rows * x.step]

@@ -287,7 +287,8 @@ def predict_strip(image, y, H, W, top, bottom, left, right, layers, packed, s, t
                                  packed, s, tables, i < L)
         if i == L:
             for r in range(max(row, top), min(ready[L], bottom)):
-                at = last.y_at + r % last.y_rows * last.y_row + (left - columns[L, 2]) * last.y_stride
+                at = (last.y_at + r % last.y_rows * last.y_row
+                      + (left - columns[L, 2]) * last.y_stride)
                 for f in range(last.F):
                     start = (f * H + r) * W + left
                     for j in range(right - left):

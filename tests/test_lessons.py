@@ -1,0 +1,80 @@
+"""Every lesson against SciPy and PyTorch, and that each can be read alone."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import minisrcnn.kernels.cpu.lessons
+import numpy as np
+import oracles
+import pytest
+from minisrcnn.kernels.cpu.lessons import LESSONS
+
+FOLDER = Path(minisrcnn.kernels.cpu.lessons.__file__).parent
+TOLERANCE = {"float32": 2e-5, "float64": 1e-13}
+
+
+def lesson(name):
+    return importlib.import_module(f"minisrcnn.kernels.cpu.lessons.{name}")
+
+
+def assert_close(got, want, dtype):
+    assert got.dtype == dtype and got.shape == want.shape
+    assert np.abs(got - want).max() <= TOLERANCE[dtype] * np.abs(want).max()
+
+
+def results(module, x, w, b, dy):
+    return (module.conv2d_forward(x, w, b), module.conv2d_backward_input(dy, w),
+            module.conv2d_backward_weight(x, dy))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [
+    *((name, "float32") for name in LESSONS), ("v6_register_tile", "float64")])
+def test_lesson_agrees_with_scipy(name, dtype):
+    for shape in oracles.SHAPES:
+        arrays = oracles.draw(shape, dtype)
+        for got, want in zip(results(lesson(name), *arrays), oracles.all_three(*arrays),
+                             strict=True):
+            assert_close(got, want, dtype)
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_lesson_agrees_with_pytorch(name):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x, w, b, dy = oracles.draw((3, 5, 14, 12, 18, 3, 3), "float32", seed=1)
+    leaves = [torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (x, w, b)]
+    y = torch.nn.functional.conv2d(*leaves)
+    dx, dw, _ = torch.autograd.grad(y, leaves, torch.tensor(dy, dtype=torch.float64))
+    for got, want in zip(results(lesson(name), x, w, b, dy), (y.detach(), dx, dw), strict=True):
+        assert_close(got, want.numpy(), "float32")
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_lesson_leaves_its_arguments_alone_and_takes_read_only_ones(name):
+    arrays = oracles.draw((2, 3, 6, 7, 5, 3, 2), "float32")
+    before = [a.copy() for a in arrays]
+    for a in arrays:
+        a.flags.writeable = False
+    results(lesson(name), *arrays)
+    for a, old in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(a, old)
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_lesson_can_be_read_alone(name):
+    text = (FOLDER / f"{name}.py").read_text()
+    imported = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add("." * node.level + (node.module or "").split(".")[0])
+    assert imported <= {"__future__", "collections", "typing", "numpy", "numba", "..jit", "..simd"}
+    assert len(text.splitlines()) <= 190
+    assert "\n# MEASURED" in text and "\n# What is slow" in text, "the foot is missing"
+
+
+def test_all_lessons_are_listed_in_order():
+    assert list(LESSONS) == sorted(p.stem for p in FOLDER.glob("v*.py"))
