@@ -20,8 +20,10 @@ cupy = pytest.importorskip("cupy", reason="CuPy's wheel is not installed: pip in
 
 SOURCES = sorted(Path(backends.__path__[0]).glob("*cu*.py"))  # cupy.py, cupy_emulated.py, _cuda*.py
 # Names of the stand-in's own implementation, imported at its top.
-NOT_CUPY = {"annotations", "build", "ctypes", "math", "np", "time", "types", "weakref", "Any",
-            "Callable", "ClassVar", "NDArrayOperatorsMixin", "Sequence"}
+NOT_CUPY = {"annotations", "build", "forwarded", "np", "types", "Any",
+            "CUDADriverError", "CUDARuntimeError", "CompileException", "Device", "Event", "Graph",
+            "MemoryPointer", "Stream", "get_current_stream", "get_device_properties",
+            "get_elapsed_time"}
 
 
 def public(owner):
