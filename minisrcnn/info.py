@@ -48,7 +48,9 @@ def _cupy() -> str:
     import cupy
 
     name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
-    return f"cupy {cupy.__version__} on {name}"
+    from .engine.backends.cupy import compiler_mismatch
+
+    return f"cupy {cupy.__version__} on {name}{compiler_mismatch(cupy)}"
 
 
 _DETAILS = {"numba": _numba, "cupy": _cupy}

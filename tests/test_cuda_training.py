@@ -7,6 +7,7 @@ import pytest
 
 from minisrcnn import SRCNN
 from minisrcnn.engine.backends import get_backend, unavailable_reason
+from minisrcnn.engine.emulator import ordering
 
 SIZE, LABEL, N, BATCHES = 11, 5, 2, 4
 RATES = {"conv1": 1e-2, "conv2": 2e-2, "conv3.weight": 3e-3, "conv3.bias": 1e-3}
@@ -271,3 +272,93 @@ def test_a_step_without_an_order_is_refused(device, images):
                                 patch_size=SIZE, lr=0.1)
     with pytest.raises(ValueError, match="no order is loaded"):
         made.step()
+
+
+# --- streams ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def emulated():
+    reason = unavailable_reason("cupy-emulated")
+    if reason is not None:
+        pytest.skip(f"backend cupy-emulated: {reason}")
+    return get_backend("cupy-emulated")
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
+def test_a_recording_that_is_broken_off_leaves_no_stream_in_capture(emulated, images, kind,
+                                                                    monkeypatch):
+    trained, other = (trainer(emulated, images) for _ in range(2))
+    trained.step()
+
+    def broken(*args):
+        raise kind("in the middle of the recording")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(trained.backend), "_mse", broken)
+        with pytest.raises(kind):
+            trained.step()
+    emulated.relu_forward(emulated.asarray(np.ones(4), "float32"))  # on the default stream
+    for _ in range(3):
+        other.step()
+    for _ in range(2):
+        trained.step()  # the recording is done again
+    np.testing.assert_array_equal(*(emulated.to_numpy(made.parameters["conv1.weight"])
+                                    for made in (trained, other)))
+
+
+def test_other_work_on_the_default_stream_during_a_recording(emulated, images, monkeypatch):
+    """What another thread does there meanwhile, done here by the loss of the recorded step."""
+    made = trainer(emulated, images)
+    made.step()
+    loss = type(made.backend)._mse
+
+    def meanwhile(self, *args):
+        with self.xp.cuda.Stream.null:
+            self.xp.zeros(3).fill(1)
+        return loss(self, *args)
+
+    monkeypatch.setattr(type(made.backend), "_mse", meanwhile)
+    made.step()
+    assert made.steps == 2
+
+
+@pytest.mark.parametrize("per_thread", [False, True])
+def test_no_two_streams_race(emulated, images, per_thread):
+    """Two trainers at once, their tables shared; parameters, state and rates changed between."""
+    xp = emulated._backend.xp
+    emulated._backend._tables.clear()
+    with ordering.watch(per_thread) as races:
+        caller = xp.cuda.Stream(non_blocking=True) if per_thread else xp.cuda.Stream.null
+        with caller:
+            a, b = (trainer(emulated, images, optimizer="adam") for _ in range(2))
+            for step in range(4):
+                a.step()
+                b.step()
+                a.set_learning_rate(1e-3 * step)
+            a.parameters["conv1.bias"].fill(0.25)
+            a.step()
+            b.load_state(a.state, a.steps)
+            b.step()
+            a.read_loss()
+            emulated.to_numpy(b.parameters["conv1.weight"])
+    assert not [str(race) for race in races]
+
+
+def test_a_missing_wait_is_found(emulated):
+    xp = emulated._backend.xp
+    with ordering.watch() as races:
+        stream = xp.cuda.Stream(non_blocking=True)
+        a = xp.zeros(4)
+        with stream:
+            a.fill(1)
+    assert [race.second.what for race in races] == ["fill"]
+    with ordering.watch() as races:
+        stream = xp.cuda.Stream(non_blocking=True)
+        a = xp.zeros(4)
+        stream.wait_event(xp.cuda.Stream.null.record())
+        with stream:
+            a.fill(1)
+        stream.synchronize()
+        a.get()
+    assert not races

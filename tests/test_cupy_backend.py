@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -308,6 +309,17 @@ def test_without_cupy_the_reason_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)  # an import of it now fails
     cupy.unavailable_reason.cache_clear()
     try:
-        assert "CuPy is not installed; pip install 'minisrcnn[cuda12]'" in cupy.unavailable_reason()
+        assert "CuPy is not installed; pip install 'cupy-cuda12x[ctk]'" in cupy.unavailable_reason()
     finally:
         cupy.unavailable_reason.cache_clear()
+
+
+@pytest.mark.parametrize("compiler, driver, words", [
+    (13, 12080, "NVRTC is of CUDA 13, the driver of CUDA 12"), (12, 12080, ""), (12, 13000, ""),
+])
+def test_a_compiler_that_is_newer_than_the_driver_is_said(compiler, driver, words):
+    fake = SimpleNamespace(cuda=SimpleNamespace(
+        nvrtc=SimpleNamespace(getVersion=lambda: (compiler, 0)),
+        runtime=SimpleNamespace(driverGetVersion=lambda: driver)))
+    said = cupy.compiler_mismatch(fake)
+    assert words in said and bool(said) == bool(words)

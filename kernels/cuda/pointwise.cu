@@ -127,9 +127,9 @@ extern "C" __global__ void adam_update(real* __restrict__ param, const real* __r
 
 // ---- the end of a training step: partial gradients of all layers -> gradient -> new weights ----
 //
-// conv_backward_weight_fused leaves, for a layer, `parts` rows of `count` partial gradients
+// conv_backward_weight_split leaves, for a layer, `parts` rows of `count` partial gradients
 // (weights, then biases) from `partial + from` on. The parameters of all layers lie in one array,
-// layer after layer, so that one launch finishes the step. The table `layers` holds, a layer:
+// layer after layer, so that one launch finishes the step. The table `layers` holds L rows:
 //   {end, count, parts, from, biases}   end: index in the parameter array just behind the layer
 //
 // A block serves 32 parameters with 8 threads each: thread (s, i) adds the partials s, s+8, ... of
@@ -142,14 +142,14 @@ extern "C" __global__ void adam_update(real* __restrict__ param, const real* __r
 // The gradient of parameter `at`, valid in the threads of share 0. `kind` tells whose learning rate
 // it has: 2 l for the weights of layer l (counted from 0), 2 l + 1 for its biases.
 __device__ __forceinline__ real reduce_partials(const real* __restrict__ partial,
-                                                const long long* __restrict__ layers, int at,
-                                                int size, real* shared, int* kind) {
+                                                const long long* __restrict__ layers, int L,
+                                                int at, int size, real* shared, int* kind) {
   const int share = threadIdx.x / REDUCE_PARAMS;
   real sum = 0;
   *kind = 0;
   if (at < size) {
     const long long* row = layers;
-    for (; at >= row[0]; row += LAYER_COLUMNS) *kind += 2;
+    for (int l = 1; l < L && at >= row[0]; ++l, row += LAYER_COLUMNS) *kind += 2;
     const long long end = row[0], count = row[1], parts = row[2];
     if (at >= end - row[4]) *kind += 1;
     const real* const from = partial + row[3] + (at - (end - count));
@@ -166,25 +166,25 @@ __device__ __forceinline__ real reduce_partials(const real* __restrict__ partial
 
 // limits: reduce_gradient registers<=80 shared<=2048 spills=0
 extern "C" __global__ void __launch_bounds__(REDUCE_THREADS) reduce_gradient(
-    const real* __restrict__ partial, const long long* __restrict__ layers,
+    const real* __restrict__ partial, const long long* __restrict__ layers, int L,
     real* __restrict__ grad, int size) {
   __shared__ real shared[REDUCE_THREADS];
   const int at = blockIdx.x * REDUCE_PARAMS + threadIdx.x % REDUCE_PARAMS;
   int kind;
-  const real g = reduce_partials(partial, layers, at, size, shared, &kind);
+  const real g = reduce_partials(partial, layers, L, at, size, shared, &kind);
   if (threadIdx.x < REDUCE_PARAMS && at < size) grad[at] = g;
 }
 
 // The learning rates lie on the device, two a layer, so that a recorded step can use new ones.
 // limits: reduce_sgd registers<=80 shared<=2048 spills=0
 extern "C" __global__ void __launch_bounds__(REDUCE_THREADS) reduce_sgd(
-    const real* __restrict__ partial, const long long* __restrict__ layers,
+    const real* __restrict__ partial, const long long* __restrict__ layers, int L,
     real* __restrict__ param, real* __restrict__ velocity, const real* __restrict__ lr,
     real momentum, int size) {
   __shared__ real shared[REDUCE_THREADS];
   const int at = blockIdx.x * REDUCE_PARAMS + threadIdx.x % REDUCE_PARAMS;
   int kind;
-  const real g = reduce_partials(partial, layers, at, size, shared, &kind);
+  const real g = reduce_partials(partial, layers, L, at, size, shared, &kind);
   if (threadIdx.x < REDUCE_PARAMS && at < size) {
     const real change = momentum * velocity[at] - lr[kind] * g;
     velocity[at] = change;
@@ -195,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(REDUCE_THREADS) reduce_sgd(
 // Adam with the step read from the device (mse_finish has counted it already: it starts at 1).
 // limits: reduce_adam registers<=80 shared<=2080 spills=0
 extern "C" __global__ void __launch_bounds__(REDUCE_THREADS) reduce_adam(
-    const real* __restrict__ partial, const long long* __restrict__ layers,
+    const real* __restrict__ partial, const long long* __restrict__ layers, int L,
     real* __restrict__ param, real* __restrict__ m, real* __restrict__ v,
     const real* __restrict__ lr, const long long* __restrict__ counters, double beta1,
     double beta2, double eps, int size) {
@@ -205,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(REDUCE_THREADS) reduce_adam(
   if (threadIdx.x < 2)
     correct[threadIdx.x] = (real)(1 - pow(threadIdx.x ? beta2 : beta1, (double)counters[1]));
   int kind;
-  const real g = reduce_partials(partial, layers, at, size, shared, &kind);
+  const real g = reduce_partials(partial, layers, L, at, size, shared, &kind);
   if (threadIdx.x < REDUCE_PARAMS && at < size) {
     const real mean = (real)beta1 * m[at] + (real)(1 - beta1) * g;
     const real square = (real)beta2 * v[at] + (real)(1 - beta2) * g * g;

@@ -443,6 +443,7 @@ class CudaBackend:
     ) -> None:
         params, threads = _REDUCE
         self.launch(POINTWISE, kernel, (-(-size // params),), (threads,), partials, layers,
+                    layers.shape[0],
                     *arrays_and_numbers, size, real=partials.dtype)
 
     def _each(self, kernel: str, size: int, *args: Any, real: np.dtype[Any]) -> None:
@@ -458,13 +459,18 @@ class CudaBackend:
                 end += plan.count
                 rows.append((end, plan.count, count, start, plan.shape[0]))
                 start += count * plan.count
-            self._tables[key] = self.xp.asarray(np.array(rows, np.int64))
+            self._tables[key] = self._shared(self.xp.asarray(np.array(rows, np.int64)))
         return self._tables[key]
+
+    def _shared(self, a: Array) -> Array:
+        """Wait until ``a`` is written: it is kept, and read on whatever streams come."""
+        self.xp.cuda.get_current_stream().synchronize()
+        return a
 
     def _unused(self, dtype: str) -> Array:
         key = (self.xp.cuda.runtime.getDevice(), dtype)
         if key not in self._tables:
-            self._tables[key] = self.xp.zeros(2, dtype)
+            self._tables[key] = self._shared(self.xp.zeros(2, dtype))
         return self._tables[key]
 
 

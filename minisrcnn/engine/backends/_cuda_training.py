@@ -9,6 +9,8 @@ come next, how many steps were taken.
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -29,7 +31,7 @@ class DeviceTrainer:
     the parameters:
 
     ================================= ===================================================
-    ``gather_patches``                cut, mirror and turn the patches of the batch
+    ``gather_patches``                cut, mirror and rotate the patches of the batch
     ``conv_forward_fused``            once a layer: convolution, bias, ReLU
     ``mse_partial``, ``mse_finish``   loss and its gradient; add up the loss, count the step
     ``conv_backward_weight_split``    once a layer: partial gradients of weights and biases
@@ -76,8 +78,9 @@ class DeviceTrainer:
 
     Notes
     -----
-    Work is queued on a stream of its own, in order with the default stream.
-    :attr:`parameters`, :attr:`state` and :meth:`read_loss` wait for it; :meth:`step` never waits.
+    Work is queued on a stream of its own, in order with what was queued on the caller's current
+    stream before. :attr:`parameters`, :attr:`state` and :meth:`read_loss` wait for it, the host
+    does not wait in :meth:`step`. A trainer that is dropped waits for its work first.
     """
 
     backend: ClassVar[CudaBackend]
@@ -111,7 +114,7 @@ class DeviceTrainer:
         shrinkage = {sum(w.shape[axis] - 1 for w, _ in pairs) for axis in (2, 3)}
         if len(shrinkage) > 1:
             raise ValueError("params has kernels that are not square, want square ones: patches "
-                             "are turned")
+                             "are rotated")
         self.label_size = self.patch_size - shrinkage.pop()
         if self.label_size < 1:
             raise ValueError(f"patch_size is {patch_size}, want at least "
@@ -130,10 +133,8 @@ class DeviceTrainer:
         rates = self._rates(lr)
 
         xp, dtype = self.backend.xp, pairs[0][0].dtype
-        # A stream that waits for the default stream, and that one for it: what callers do there
-        # with the parameters stays in order with the training. (Recording needs a stream that
-        # is not the default one.)
         self.stream = xp.cuda.Stream()
+        self._follow_caller()
         with self.stream:
             self._inputs = xp.asarray(_flatten(inputs, dtype))
             self._labels = xp.asarray(_flatten(labels, dtype))
@@ -156,6 +157,8 @@ class DeviceTrainer:
             }
             self._pairs = checks.chain(self._params, self.backend.accepts)
             self._step = self.backend.prepare_step(self._pairs, x)
+        self.stream.synchronize()  # from here on the caller may overwrite what was copied
+        weakref.finalize(self, self.stream.synchronize)  # memory is freed after its last use
         self._graph: Any = None
         self._warm = self._loaded = False
         self._since_reading = 0
@@ -171,8 +174,8 @@ class DeviceTrainer:
         order : (batches * batch_size,) array of int
             Rows of the table, batch after batch. When all are taken they come again.
         codes : array of int in 0..7, of the same shape, optional
-            Orientation of each: mirrored left to right where at least 4, then turned ``code % 4``
-            quarter turns anticlockwise. By default none is changed.
+            Orientation of each: mirrored left to right where at least 4, then rotated by
+            ``code % 4`` times 90 degrees anticlockwise. By default none is changed.
         """
         order = np.asarray(order)
         shape = (self.batches * self.batch_size,)
@@ -200,17 +203,15 @@ class DeviceTrainer:
         """
         if not self._loaded:
             raise ValueError("no order is loaded, want load_order before the first step")
-        with self.stream:
-            if self._graph is not None:
-                self._graph.launch(self.stream)
-            elif not self._warm:  # compiles and loads the kernels, which a recording must not
+        self._follow_caller()
+        if not self._warm:  # compiles and loads the kernels, which a recording must not
+            with self.stream:
                 self._launch_step()
-                self._warm = True
-            else:
-                self.stream.begin_capture()
-                self._launch_step()
-                self._graph = self.stream.end_capture()
-                self._graph.launch(self.stream)
+            self._warm = True
+        else:
+            if self._graph is None:
+                self._graph = self._record_step()
+            self._graph.launch(self.stream)
         self.steps += 1
         self._since_reading += 1
 
@@ -267,11 +268,40 @@ class DeviceTrainer:
             if value.shape != own[name].shape:
                 raise ValueError(f"state[{name!r}] has shape {value.shape}, want "
                                  f"{own[name].shape}")
+        self._follow_caller()
         with self.stream:
             for name, value in state.items():
                 own[name][...] = self.backend.asarray(value, own[name].dtype)
             self._counters[1:] = steps
         self.steps = steps
+
+    def _follow_caller(self) -> None:
+        """Let the trainer's stream wait for what the caller's current stream holds so far.
+
+        The legacy default stream (address 0) is waited for by itself, and waits for this stream.
+        Any other, the default stream of a thread among them, is waited for through an event.
+        """
+        caller = self.backend.xp.cuda.get_current_stream()
+        if caller.ptr != 0:
+            self.stream.wait_event(caller.record())
+
+    def _record_step(self) -> Any:
+        """Record a step, as a graph.
+
+        On a stream that does not block the default one: else work that another thread queues there
+        meanwhile would fail. A recording that is broken off is ended all the same, for a stream
+        left in capture fails at whatever comes next.
+        """
+        recorder = self.backend.xp.cuda.Stream(non_blocking=True)
+        with recorder:
+            recorder.begin_capture()
+            try:
+                self._launch_step()
+            except BaseException:
+                with contextlib.suppress(Exception):  # it may be invalidated already
+                    recorder.end_capture()
+                raise
+            return recorder.end_capture()
 
     def _launch_step(self) -> None:
         launch, step = self.backend.launch, self._step

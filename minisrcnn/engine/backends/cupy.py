@@ -19,7 +19,7 @@ __all__ = ["NAME", "DeviceTrainer", "compile_configurations", "unavailable_reaso
 NAME = "cupy"
 
 _INSTALL = (
-    "pip install 'minisrcnn[cuda12]' or 'minisrcnn[cuda13]', by the CUDA version that nvidia-smi "
+    "pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', by the CUDA version that nvidia-smi "
     "shows"
 )
 _PROBE = 'extern "C" __global__ void probe(float* x) { x[0] = 42.0f; }'
@@ -81,8 +81,24 @@ def unavailable_reason() -> str | None:
             return f"the CUDA compiler NVRTC is not installed; {_INSTALL}"
         if kind == "CompileException":
             return f"a CUDA kernel cannot be compiled ({_first_line(error)})"
-        return f"a CUDA kernel failed ({kind}: {_first_line(error)})"
+        return f"a CUDA kernel failed ({kind}: {_first_line(error)}{compiler_mismatch(cupy)})"
     return None if value == 42 else f"a CUDA kernel wrote {value:g} where it should write 42"
+
+
+def compiler_mismatch(cupy: Any) -> str:
+    """Say that the CUDA compiler is newer than the driver understands; "" where it is not.
+
+    CuPy for CUDA 12 can load the NVRTC of CUDA 13 where both wheels are installed.
+    """
+    try:
+        compiler = int(cupy.cuda.nvrtc.getVersion()[0])
+        driver = int(cupy.cuda.runtime.driverGetVersion()) // 1000
+    except Exception:  # one of them is missing: that has a message of its own
+        return ""
+    if compiler <= driver:
+        return ""
+    return (f"; the compiler NVRTC is of CUDA {compiler}, the driver of CUDA {driver}: uninstall "
+            f"the nvidia-cuda-nvrtc of CUDA {compiler}, or update the driver")
 
 
 def _first_line(error: Exception) -> str:
