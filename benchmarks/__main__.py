@@ -8,10 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-from . import cases, results
+from . import ab, cases, gpu_session, machine, report, results, runner, verdicts
 from .cases import Case
+from .registry import all_implementations
+from .results import Run
+from .runner import Settings, Side
 
-SUITES = ("roofs", "ops", "training", "inference", "transfer")
+SUITES = ("roofs", "training", "inference", "transfer", "ops")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,6 +60,33 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("before", type=Path, metavar="A.json")
     command.add_argument("after", type=Path, metavar="B.json")
     _add_threshold(command)
+
+    command = commands.add_parser("ab", help="time two revisions in turns, and compare them")
+    command.set_defaults(run=_ab, suite="all")
+    command.add_argument("before", metavar="REV1", help="a git revision; . is this checkout")
+    command.add_argument("after", metavar="REV2")
+    command.add_argument("--columns", default="production", metavar="NAME,...",
+                         help="implementations (default: %(default)s)")
+    _add_threshold(command)
+    _add_measuring(command, rounds=15)
+
+    command = commands.add_parser("report", help="tables and plots of result files; "
+                                  "the numbers in the documents")
+    command.set_defaults(run=_report)
+    command.add_argument("files", nargs="*", type=Path, metavar="FILE.json")
+    command.add_argument("--out", type=Path, default=Path("runs/report"), metavar="FOLDER")
+    command.add_argument("--update", action="store_true", help="write the committed results' "
+                         "numbers and plots into README.md and the documents")
+    command.add_argument("--check", action="store_true",
+                         help="say where these differ; exit code 1 if they do")
+
+    command = commands.add_parser("gpu-session", help="all that a GPU is needed for, in under ten "
+                                  "minutes, into one folder")
+    command.set_defaults(run=lambda options, words: gpu_session.run(
+        options.out, "cupy-emulated" if options.emulated else "cupy"))
+    command.add_argument("--out", type=Path, default=Path("runs/gpu-session"), metavar="FOLDER")
+    command.add_argument("--emulated", action="store_true",
+                         help="CUDA kernels on the CPU: to see that it runs")
     return parser
 
 
@@ -67,12 +97,12 @@ def _add_threshold(command: argparse.ArgumentParser) -> None:
                          help="share of false alarms that is allowed (default: %(default)s)")
 
 
-def _add_measuring(command: argparse.ArgumentParser) -> None:
+def _add_measuring(command: argparse.ArgumentParser, rounds: int = 9) -> None:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     command.add_argument("--out", type=Path, metavar="FILE", help="the result file")
     command.add_argument("--threads", type=int, default=cpus,
                          help="of every implementation (default: all processors, %(default)s)")
-    command.add_argument("--rounds", type=int, default=9,
+    command.add_argument("--rounds", type=int, default=rounds,
                          help="turns of each implementation (default: %(default)s)")
     command.add_argument("--quick", action="store_true", help="fewer cases, about two minutes")
     command.add_argument("--filter", default="", metavar="REGEX",
@@ -81,6 +111,8 @@ def _add_measuring(command: argparse.ArgumentParser) -> None:
     command.add_argument("--with", dest="files", type=Path, action="append", default=[],
                          metavar="FILE.py", help="a column of your own: conv2d_forward, ...")
     command.add_argument("--strict", action="store_true", help="refuse a noisy machine")
+    command.add_argument("--time-limit", type=float, default=1440, metavar="MINUTES",
+                         help="begin no further case after that")
     command.add_argument("--cpu-time", action="store_true",
                          help="processor time of one thread: for a machine that is not ours alone")
     command.add_argument("--emulated", action="store_true",
@@ -120,20 +152,29 @@ def _numbers(text: str, count: int, separator: str) -> list[int]:
 
 
 def _measure(options: argparse.Namespace, words: list[str]) -> int:
-    from . import machine, runner
-    from .registry import all_implementations
-
     for file in options.files:
         if not file.is_file():
             raise ValueError(f"--with has {file}, which does not exist, want a Python file")
-    settings = runner.Settings(
-        threads=1 if options.cpu_time else options.threads, rounds=options.rounds,
-        clock="cpu" if options.cpu_time else "wall")
-    machine.choose_cpus(settings.threads)
+    settings = _settings(options)
     files = [file.resolve() for file in options.files]
     sides = [runner.Side(column, name, files=files, emulated=options.emulated)
              for name, column in all_implementations(files, options.emulated).items()]
-    chosen, sides = runner.select(_cases(options), sides, options.filter)
+    run = _run(_cases(options), sides, settings, options, words)
+    return run if isinstance(run, int) else 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    threads = 1 if options.cpu_time else options.threads
+    machine.choose_cpus(threads)  # refuses more than there are
+    return Settings(threads=threads, rounds=options.rounds,
+                    clock="cpu" if options.cpu_time else "wall",
+                    time_limit=options.time_limit * 60)
+
+
+def _run(chosen: list[Case], sides: list[Side], settings: Settings, options: argparse.Namespace,
+         words: list[str], **notes: object) -> Run | int:
+    """Measure and save; return the run, or the exit code if there is none."""
+    chosen, sides = runner.select(chosen, sides, options.filter)
     if options.list:
         for case in chosen:
             print(f"{case.suite:<10} {case.label:<55} {case.mflop:10.1f} MFLOP")
@@ -145,6 +186,7 @@ def _measure(options: argparse.Namespace, words: list[str]) -> int:
         print(f"refused: others keep {busy:.1f} processors busy", file=sys.stderr)
         return 1
     run = runner.measure(chosen, sides, settings, words)
+    run.settings |= notes
     if run.noisy:
         print(f"NOISY: {run.noisy}", file=sys.stderr)
         if options.strict:
@@ -153,16 +195,43 @@ def _measure(options: argparse.Namespace, words: list[str]) -> int:
     out = options.out or Path("runs") / f"benchmarks-{time.strftime('%Y%m%d-%H%M%S')}.json"
     results.save(run, out)
     print(f"{run.seconds:.0f} s; {len(run.rows)} rows in {out}")
-    return 0
+    return run
+
+
+def _ab(options: argparse.Namespace, words: list[str]) -> int:
+    columns = all_implementations()
+    names = options.columns.split(",")
+    if unknown := [name for name in names if name not in columns]:
+        raise ValueError(f"--columns has {unknown[0]!r}, want some of {', '.join(columns)}")
+    chosen = [c for c in _cases(options) if c.suite in ("ops", "training", "inference")
+              and c.mflop < 50_000]
+    settings = _settings(options)
+    with ab.sides((options.before, options.after), [columns[n] for n in names]) as (sides, notes):
+        run = _run(chosen, sides, settings, options, words, revisions=notes)
+    if isinstance(run, int):
+        return run
+    comparison = verdicts.compare(*ab.split(run), options.threshold, options.level, paired=True)
+    print(comparison.text())
+    return 1 if comparison.slower else 0
 
 
 def _compare(options: argparse.Namespace, words: list[str]) -> int:
-    from . import verdicts
-
     comparison = verdicts.compare(results.load(options.before), results.load(options.after),
                                   options.threshold, options.level)
     print(comparison.text())
     return 1 if comparison.slower else 0
+
+
+def _report(options: argparse.Namespace, words: list[str]) -> int:
+    if options.update or options.check:
+        changed = report.update_documents(write=options.update)
+        for path in changed:
+            print(f"{path} {'was written' if options.update else 'differs'}")
+        return 1 if options.check and changed else 0
+    if not options.files:
+        raise ValueError("report has no file, want result files, or --update, or --check")
+    print(report.write(report.merge([results.load(file) for file in options.files]), options.out))
+    return 0
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ def implementations(backend: str) -> list[Implementation]:
     versions = [path.stem.removeprefix("conv_").replace("_", " ") for path in sources]
     return [
         *(Implementation(f"{prefix} {name}", partial(_prepare, backend, name), ("ops",), "gpu",
-                         needs=backend) for name in versions),
+                         kind="lesson", needs=backend) for name in versions),
         Implementation(backend, partial(_prepare, backend, ""), SUITES, "gpu", needs=backend),
         Implementation(f"{backend} recorded step", partial(_prepare_recorded, backend),
                        ("training",), "gpu", needs=backend),
@@ -286,7 +286,7 @@ def implementations(backend: str) -> list[Implementation]:
 
 def peers() -> list[Implementation]:
     """Return PyTorch on CUDA as columns: float32, and TF32 with a gate of its own."""
-    return [Implementation("PyTorch CUDA", partial(_torch, False), SUITES, "gpu",
+    return [Implementation("PyTorch CUDA", partial(_torch, False), SUITES, "gpu", kind="peer",
                            needs="PyTorch with CUDA"),
             Implementation("PyTorch CUDA TF32", partial(_torch, True), SUITES[:-1], "gpu",
-                           gate=_TF32_GATE, needs="PyTorch with CUDA")]
+                           kind="peer", gate=_TF32_GATE, needs="PyTorch with CUDA")]

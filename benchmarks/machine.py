@@ -11,6 +11,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,16 @@ def revision(root: Path) -> dict[str, Any]:
         return {"revision": git("rev-parse", "--short", "HEAD"), "clean": changes == ""}
     except OSError:  # there is no git
         return {"revision": "unknown", "clean": False}
+
+
+def use_checkout(root: Path = ROOT) -> None:
+    """Import ``minisrcnn`` and its kernels from a checkout, without installing anything."""
+    sys.path.insert(0, str(root))
+    import minisrcnn
+
+    if Path(minisrcnn.__file__).resolve().parent.parent != root.resolve():
+        raise RuntimeError(f"minisrcnn was imported from {minisrcnn.__file__}, want {root}")
+    minisrcnn.__path__.append(str(root))  # where kernels/ is, which setup.py installs inside
 
 
 def choose_cpus(count: int) -> list[int]:

@@ -254,13 +254,15 @@ def implementations() -> list[Implementation]:
     def torch(layout: str, compiled: bool = False) -> Callable[[Case, int], Prepared]:
         return partial(_torch, layout=layout, compiled=compiled)
 
+    peer = partial(Implementation, kind="peer")
+    images = {"suites": ("inference",)}
     return [
-        Implementation("PyTorch", torch("contiguous_format"), needs="torch"),
-        Implementation("PyTorch channels-last", torch("channels_last"), needs="torch"),
-        Implementation("PyTorch compile", torch("channels_last", compiled=True),
-                       suites=("training", "inference"), needs="torch"),
-        Implementation("ONNX Runtime", _onnxruntime, suites=("inference",)),
-        Implementation("OpenVINO", _openvino, suites=("inference",)),
-        Implementation("ncnn", _ncnn, suites=("inference",)),
-        Implementation("LiteRT", _litert, suites=("inference",)),
+        peer("PyTorch", torch("contiguous_format"), needs="torch"),
+        peer("PyTorch channels-last", torch("channels_last"), needs="torch"),
+        peer("PyTorch compile", torch("channels_last", compiled=True),
+             suites=("training", "inference"), needs="torch"),
+        peer("ONNX Runtime", _onnxruntime, **images),
+        peer("OpenVINO", _openvino, **images),
+        peer("ncnn", _ncnn, **images),
+        peer("LiteRT", _litert, **images),
     ]

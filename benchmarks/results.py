@@ -37,6 +37,9 @@ class Row:
         image, bytes of a transfer.
     implementation, device : str
         Who computed it, and on ``"cpu"`` or ``"gpu"``.
+    kind : str
+        What that is: ``textbook``, ``lesson``, ``ours`` (what users run), ``peer``, ``yours`` or
+        ``roof``.
     status : str
         ``ok``; ``wrong`` (failed the gate), ``failed`` or ``skipped``, which have no samples.
     timing : str
@@ -65,6 +68,7 @@ class Row:
     size: int
     implementation: str
     device: str = "cpu"
+    kind: str = "ours"
     status: str = "ok"
     timing: str = "warm"
     samples: list[list[float]] = field(default_factory=list)
@@ -169,9 +173,9 @@ def load(path: Path) -> Run:
 
 def write_csv(run: Run, path: Path) -> None:
     """Write one line a row: for spreadsheets. The samples stay in the JSON."""
-    names = ("suite", "case", "group", "size", "implementation", "device", "timing", "status",
-             "mflop", "done_mflop", "mbyte", "error", "gate", "setting", "threads", "steady",
-             "reason")
+    names = ("suite", "case", "group", "size", "implementation", "device", "kind", "timing",
+             "status", "mflop", "done_mflop", "mbyte", "error", "gate", "setting", "threads",
+             "steady", "reason")
     with open(path, "w", newline="") as file:
         table = csv.writer(file)
         table.writerow([*names, "turns", "median_ms", "least_ms", "spread", "gflops"])

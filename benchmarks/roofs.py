@@ -105,4 +105,4 @@ def _prepare(case: Case, threads: int) -> Prepared:
                     mflop=2e-6 * case.size * _CHAINS * _lanes() * threads)
 
 
-IMPLEMENTATION = Implementation("roof", _prepare, suites=("roofs",))
+IMPLEMENTATION = Implementation("roof", _prepare, suites=("roofs",), kind="roof")

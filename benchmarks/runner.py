@@ -56,6 +56,8 @@ class Settings:
         Seconds of a call beyond which a case is skipped, but for our production backend.
     seed : int
         Of the order of the turns.
+    time_limit : float
+        Seconds after which no further case is begun.
     clock : {"wall", "cpu"}
         ``"cpu"``: processor time of one thread, for a machine that is not ours alone.
     """
@@ -66,6 +68,7 @@ class Settings:
     budget: float = 2.5
     limit: float = 2.5
     seed: int = 0
+    time_limit: float = float("inf")
     clock: str = "wall"
 
 
@@ -172,8 +175,10 @@ class Director:
         weights = [sum(_guess(case, s) for s in sides) for case, sides in plan]
         start, done = time.monotonic(), 0.0
         for (case, sides), weight in zip(plan, weights, strict=True):
-            if sides:
-                passed = time.monotonic() - start
+            passed = time.monotonic() - start
+            if passed > self.settings.time_limit:
+                self.missing[case.label] = "the time limit was reached"
+            elif sides:
                 left = passed / done * (sum(weights) - done) if done else sum(weights)
                 self.say(f"{_clock(passed)} done, about {_clock(left)} left: {case.label}")
                 self._measure(case, sides)
@@ -212,8 +217,8 @@ class Director:
         ready: list[tuple[Side, dict[str, Any], Row]] = []
         for side in self._random.sample(sides, len(sides)):
             row = Row(case.suite, case.label, case.group, case.size, side.name,
-                      side.implementation.device, mflop=case.mflop, mbyte=case.mbyte,
-                      gate=side.implementation.gate)
+                      side.implementation.device, side.implementation.kind,
+                      mflop=case.mflop, mbyte=case.mbyte, gate=side.implementation.gate)
             self.rows.append(row)
             reply = self._prepare(case, side, want)
             row.status, row.reason = reply["status"], reply.get("reason", "")

@@ -1,9 +1,9 @@
 """Whether a difference is real: SAME, FASTER, SLOWER or UNCLEAR; growth; crossover.
 
-The turns' medians of both runs are compared: their ratio with a bootstrap interval, and the
-Mann-Whitney rank test, whose p-values are corrected for the number of rows (Benjamini and Hochberg
-1995: of all alarms, at most the given share are false; where nothing changed, that share is also
-the chance of any alarm at all).
+The turns' medians of both runs are compared: their ratio with a bootstrap interval, and a rank test
+(Mann and Whitney's; Wilcoxon's for the turns that two revisions took side by side), whose p-values
+are corrected for the number of rows (Benjamini and Hochberg 1995: of all alarms, at most the given
+share are false; where nothing changed, that share is also the chance of any alarm at all).
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Comparison:
                           "matter", *self.notes])
 
 
-def compare(before: Run, after: Run, threshold: float = 0.02, level: float = 0.05) -> Comparison:
+def compare(before: Run, after: Run, threshold: float = 0.02, level: float = 0.05,
+            paired: bool = False) -> Comparison:
     """Compare the rows that two runs share.
 
     Parameters
@@ -74,6 +75,9 @@ def compare(before: Run, after: Run, threshold: float = 0.02, level: float = 0.0
         Differences up to this do not matter.
     level : float
         Share of alarms that may be false.
+    paired : bool
+        Whether the turns of a round were taken side by side, as ``ab`` does: what disturbed one
+        then disturbed the other, and it is their ratios that count.
 
     Raises
     ------
@@ -87,11 +91,18 @@ def compare(before: Run, after: Run, threshold: float = 0.02, level: float = 0.0
     keys = [key for key in old if key in new]
     if not keys:
         raise ValueError("the two files have no timed row in common, want the same cases")
-    p = stats.false_discovery_control(
-        [stats.mannwhitneyu(old[key], new[key]).pvalue for key in keys])
+    tests = []
+    for key in keys:
+        if paired:
+            turns = min(len(old[key]), len(new[key]))
+            old[key], new[key] = old[key][:turns], new[key][:turns]
+            tests.append(stats.wilcoxon(np.log(new[key]) - np.log(old[key])).pvalue)
+        else:
+            tests.append(stats.mannwhitneyu(old[key], new[key]).pvalue)
+    p = stats.false_discovery_control(np.nan_to_num(tests, nan=1.0))
     verdicts = []
     for key, chance in zip(keys, p, strict=True):
-        ratio, low, high = ratio_of_medians(old[key], new[key])
+        ratio, low, high = (median_ratio if paired else ratio_of_medians)(old[key], new[key])
         verdicts.append(Verdict(key, float(np.median(old[key])), float(np.median(new[key])), ratio,
                                 low, high, float(chance),
                                 judge(ratio, low, high, chance, threshold, level)))
@@ -120,6 +131,14 @@ def ratio_of_medians(before: Sequence[float], after: Sequence[float]) -> tuple[f
                 for v in (before, after))
     low, high = np.quantile(new / old, (0.025, 0.975))
     return float(np.median(after) / np.median(before)), float(low), float(high)
+
+
+def median_ratio(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median of the turns' ratios and its 95 % bootstrap interval."""
+    ratios = np.asarray(after) / np.asarray(before)
+    again = np.random.default_rng(0).choice(ratios, (_RESAMPLES, len(ratios)))
+    low, high = np.quantile(np.median(again, axis=1), (0.025, 0.975))
+    return float(np.median(ratios)), float(low), float(high)
 
 
 def _notes(before: Run, after: Run) -> list[str]:

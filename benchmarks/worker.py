@@ -21,20 +21,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .machine import use_checkout
+
 _STEADY = 0.03   # a warm-up is over when the last three times and the three before agree so well,
 _WARM_UP = 0.4   # or after so many seconds
 _SAMPLES = 5     # of a turn, at most
 _SHORTEST = 1.0  # ms: shorter calls are timed several at once
-
-
-def use_checkout(root: Path) -> None:
-    """Import ``minisrcnn`` and its kernels from a checkout, without installing anything."""
-    sys.path.insert(0, str(root))
-    import minisrcnn
-
-    if Path(minisrcnn.__file__).resolve().parent.parent != root.resolve():
-        raise RuntimeError(f"minisrcnn was imported from {minisrcnn.__file__}, want {root}")
-    minisrcnn.__path__.append(str(root))  # where kernels/ is, which setup.py installs inside
 
 
 class Bench:

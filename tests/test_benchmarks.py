@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import cases, machine, ours, results, runner, verdicts
+from benchmarks import ab, cases, gpu_session, machine, ours, report, results, runner, verdicts
 from benchmarks.__main__ import main
 from benchmarks.registry import all_implementations
 from benchmarks.results import Row, Run
@@ -313,6 +313,21 @@ def test_compare_ends_with_1_on_a_slowdown(tmp_path, capsys):
     assert main(["compare", files[0], str(tmp_path / "c.json")]) == 2
 
 
+def test_turns_taken_side_by_side_are_compared_as_pairs():
+    rng, alarms, found = np.random.default_rng(5), 0, 0
+    for _ in range(30):
+        mood = 1 + 0.3 * rng.random(15)  # of a machine that others use as well
+        rows = [row_of(mood * (1 + 0.005 * rng.standard_normal(15)) * slowdown, f"case {i}",
+                       f"production, {side}")
+                for i in range(10) for side, slowdown in (("before", 1.0),
+                                                          ("after", 1.03 if i == 0 else 1.0))]
+        before, after = ab.split(make_run(rows))
+        words = {v.key[0]: v.word for v in verdicts.compare(before, after, paired=True).verdicts}
+        found += words.pop("case 0") == "SLOWER"
+        alarms += bool({"SLOWER", "FASTER"} & set(words.values()))
+    assert found >= 27 and alarms <= 4
+
+
 def test_growth_is_the_exponent():
     sizes = [2**i for i in range(8, 20, 2)]
     fit = verdicts.growth(sizes, [3.0 * s**1.5 for s in sizes])
@@ -334,3 +349,123 @@ def test_crossover_is_where_the_gpu_starts_to_win_for_good():
     assert verdicts.crossover(cpu, {}) is None
     # A lucky small size does not count: from 64 on it wins for good.
     assert 32 < verdicts.crossover(cpu, {16: 1.0, 32: 9.0, 64: 5.0, 128: 6.0}) < 64
+
+
+# ---- two revisions, reports, documents -------------------------------------------------------
+
+
+def test_ab_times_this_checkout_in_turns_with_itself(tmp_path, capsys):
+    """Both sides are this checkout as it stands, so it also works where there is no git."""
+    out = tmp_path / "ab.json"
+    code = main(["ab", ".", ".", "--filter", "^ops 3x3.*forward", "--rounds", "4", "--threads", "1",
+                 "--columns", "numpy", "--out", str(out)])
+    text = capsys.readouterr().out
+    assert code in (0, 1) and text.count("| numpy |") == 1
+    before, after = ab.split(results.load(out))
+    assert len(before.timed()) == len(after.timed()) == 1
+    assert len(before.timed()[0].samples) == 4
+    assert "before: " in report.BLOCKS["ab"](results.load(out))
+
+
+def test_ab_refuses_what_git_does_not_know(capsys):
+    assert main(["ab", "no-such-revision", "."]) == 2
+    assert "no-such-revision" in capsys.readouterr().err
+
+
+def pretended():
+    """A run with rows of every kind; nothing in it was measured."""
+    rows = [Row("roofs", "sgemm", "sgemm", 1, "roof", kind="roof", mflop=2e5, samples=[[1e3]]),
+            Row("roofs", "fma", "fma", 1, "roof", kind="roof", mflop=3e5, samples=[[1e3]]),
+            Row("roofs", "triad", "triad", 1, "roof", kind="roof", mbyte=4e4, samples=[[1e3]])]
+    people = [("production", "ours", "cpu", 1.0), ("PyTorch", "peer", "cpu", 2.0),
+              ("cupy", "ours", "gpu", 0.1)]
+    for N in (16, 32, 128):
+        for who, kind, device, factor in people:
+            row = Row("training", f"step, {N} patches", "step", N, who, device, kind,
+                      samples=[[factor * N / 10]] * 5, mflop=20.0 * N, mbyte=0.1 * N, error=1e-6)
+            rows.append(row)
+            if device == "gpu":
+                rows.append(replace(row, timing="end to end", samples=[[4.0 + N / 100]] * 5))
+    for who, kind, factor in (("v1_loops", "lesson", 9), ("v10_fast", "lesson", 2),
+                              ("production", "ours", 1), ("PyTorch", "peer", 0.5)):
+        rows.append(Row("ops", "layer on 5x5, forward, 32 patches", "layer on 5x5, forward", 32,
+                        who, kind=kind, samples=[[factor * 1.0]], mflop=100.0, mbyte=1.0,
+                        error=2e-7))
+    rows.append(Row("ops", "layer on 5x5, forward, 32 patches", "layer on 5x5, forward", 32,
+                    "mine", kind="yours", status="wrong", reason="off by 1e-1"))
+    return make_run(rows)
+
+
+def test_tables_say_what_was_measured():
+    run = pretended()
+    assert "| step, 128 patches | 12.8 ms | 25.6 ms, PyTorch | 2.0x |" in report.speed(run)
+    assert "| layer on 5x5, forward | 1 / 0.5, **0.50x** |" in report.ops(run)
+    assert "| nominal GFLOP/s | v1_loops | v10_fast | production |" in report.ladder(run)
+    assert "| layer on 5x5, forward, 32 patches | 11.1 | 50 | 100 |" in report.ladder(run)
+    assert "| step | production | 1.000 ± 0.000 | 16 to 128 |" in report.growth(run)
+    assert re.search(r"\| step \| 4\d \|", report.crossover(run))
+    assert "wrong: off by 1e-1" in report.untimed(run)
+    assert "100%" in report.summary(run) and "1e-06" in report.summary(run)
+    noisy = replace(run, noisy="9 of 9 rounds were noisy")
+    assert "noisy" in report.speed(noisy) and "noisy" in report.machine(noisy)
+    cpu_only = replace(run, rows=[r for r in run.rows if r.device == "cpu"])
+    for table in (report.gpu, report.crossover):
+        assert table(cpu_only) == "Not yet run on a GPU.\n"
+
+
+def test_a_report_has_tables_and_plots(tmp_path):
+    text = report.write(report.merge([pretended(), make_run([])]), tmp_path)
+    assert (tmp_path / "report.md").read_text() == text
+    assert (tmp_path / "rows.csv").read_text().count("\n") > 10
+    for name in ("ladder", "ratio_to_peers", "roofline", "growth"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+        assert (tmp_path / f"{name}.svg").read_text().count("<path") > 5
+        assert f"({name}.png)" in text
+
+
+def test_documents_have_the_numbers_of_the_committed_results():
+    differing = report.update_documents(write=False)
+    assert not differing, f"{differing} differ: run python -m benchmarks report --update"
+
+
+def test_a_number_changed_by_hand_is_found(monkeypatch):
+    monkeypatch.setattr(report, "_load", lambda name: pretended())
+    text = "a\n<!-- benchmarks: speed cpu.json -->\n12 ms\n<!-- /benchmarks -->\nb\n"
+    new = report.render(text)
+    assert "12.8 ms" in new and new.startswith("a\n<!--") and new.endswith("-->\nb\n")
+    assert report.render(new) == new
+    assert report.render(new.replace("12.8", "11.8")) == new
+    with pytest.raises(ValueError, match="has the table 'sped'"):
+        report.render(text.replace("speed", "sped"))
+
+
+# ---- whoever has a GPU -----------------------------------------------------------------------
+
+
+def test_a_session_without_a_gpu_names_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("minisrcnn.engine.backends.unavailable_reason", lambda name: "no GPU here")
+    assert main(["gpu-session", "--out", str(tmp_path)]) == 0
+    summary = (tmp_path / "summary.md").read_text()
+    for part in ("tests", "memcheck", "racecheck", "benchmarks", "profile", "report"):
+        assert f"| {part} | skipped: no GPU here |" in summary
+
+
+def test_a_session_goes_on_after_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr("minisrcnn.engine.backends.unavailable_reason", lambda name: None)
+    python = sys.executable
+    monkeypatch.setattr(gpu_session, "parts", lambda *_: [
+        gpu_session.Part("breaks", [python, "-c", "raise SystemExit('no kernel')"], 20),
+        gpu_session.Part("hangs", [python, "-c", "import time; time.sleep(60)"], 0.5),
+        gpu_session.Part("is not there", ["no-such-program"], 20),
+        gpu_session.Part("works", [python, "-c", "print('fine')"], 20)])
+    assert gpu_session.run(tmp_path) == 1
+    summary = (tmp_path / "summary.md").read_text()
+    assert "| breaks | failed: exit code 1, see breaks.log: no kernel |" in summary
+    assert "| hangs | failed: longer than 0 s, see hangs.log |" in summary
+    assert "| is not there | failed:" in summary
+    assert "| works | done, see works.log |" in summary
+    assert (tmp_path / "works.log").read_text() == "fine\n"
+
+
+def test_the_limits_of_a_session_are_under_ten_minutes():
+    assert sum(p.limit for p in gpu_session.parts(Path("x"), "cupy", "")) < 660

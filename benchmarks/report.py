@@ -1,0 +1,371 @@
+"""Tables of result files, and the numbers in the documents.
+
+A document asks for a table between two comments, and ``report --update`` writes it there from a
+committed file; a test fails where they differ::
+
+    <!-- benchmarks: speed cpu.json -->
+    <!-- /benchmarks -->
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from . import ab, results, verdicts
+from .machine import ROOT
+from .results import Row, Run
+
+RESULTS = ROOT / "benchmarks" / "results"
+_BLOCK = re.compile(r"(<!-- benchmarks: (\S+) (\S+) -->\n)(.*?)(<!-- /benchmarks -->)", re.DOTALL)
+
+
+# ---- picking rows ------------------------------------------------------------------------------
+
+
+def merge(runs: Sequence[Run]) -> Run:
+    """Return one run with the rows of all: those of a CPU and of a GPU, say."""
+    first = runs[0]
+    machines = " and ".join(dict.fromkeys(r.machine["processor"] for r in runs))
+    gpus = [r.machine["gpu"] for r in runs if r.machine.get("gpu", "none") != "none"]
+    missing = {name: why for r in runs for name, why in r.missing.items()
+               if all(name in other.missing for other in runs)}
+    return replace(first, rows=[row for r in runs for row in r.rows],
+                   noise=[n for r in runs for n in r.noise], missing=missing,
+                   noisy="; ".join(r.noisy for r in runs if r.noisy),
+                   machine=first.machine | {"processor": machines,
+                                            "gpu": gpus[0] if gpus else "none"})
+
+
+def table_of(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
+    """Return rows by case, then by implementation."""
+    table: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        table.setdefault(row.case, {})[row.implementation] = row
+    return table
+
+
+def best(rows: Iterable[Row], kind: str, device: str = "cpu") -> Row | None:
+    """Return the fastest row of a kind."""
+    return min((r for r in rows if r.kind == kind and r.device == device),
+               key=lambda r: r.median, default=None)
+
+
+def roof(run: Run, name: str, device: str = "cpu") -> float:
+    """Return GFLOP/s of a roof, or GB/s of the triad; NaN if it was not measured."""
+    for row in run.timed("roofs"):
+        if row.group == name and row.device == device:
+            return (row.mbyte if name == "triad" else row.mflop) / row.median
+    return math.nan
+
+
+# ---- tables ------------------------------------------------------------------------------------
+
+
+def machine(run: Run) -> str:
+    """One paragraph: what was measured on, when, and how quiet it was."""
+    m, s = run.machine, run.settings
+    versions = ", ".join(f"{name} {version}" for name, version in m.get("versions", {}).items())
+    tree = "" if m.get("clean") else " with changes"
+    gpu = "no GPU" if m.get("gpu", "none") == "none" else m["gpu"]
+    quiet = (f"**A noisy run: {run.noisy}.**" if run.noisy else
+             f"A quiet run: {sum(n.get('noisy', False) for n in run.noise)} of {len(run.noise)} "
+             "rounds were noisy.")
+    return (f"{m['processor']}, {s['threads']} threads, {gpu}; {m.get('system', '')}, governor "
+            f"{m.get('governor', 'not readable')}; revision {m.get('revision', 'unknown')}{tree}, "
+            f"{run.started[:10]}; Python {m.get('python', '')}, {versions}. {quiet}\n")
+
+
+def roofs(run: Run) -> str:
+    """What the machine can do, measured in the same run."""
+    lines = []
+    for row in run.timed("roofs"):
+        rate = (f"{row.mbyte / row.median:.0f} GB/s" if row.group == "triad"
+                else f"{row.gflops:.0f} GFLOP/s")
+        lines.append([row.case + ("" if row.device == "cpu" else f", {row.implementation}"),
+                      _ms(row.median), rate])
+    return markdown(["roof", "ms", "rate"], lines)
+
+
+def speed(run: Run) -> str:
+    """The README's table: the large cases beside the best peer."""
+    lines = []
+    for rows in table_of(run.timed()).values():
+        ours, peer = best(rows.values(), "ours"), best(rows.values(), "peer")
+        if ours is None or peer is None or not (
+                (ours.suite == "training" and ours.size == 128)
+                or (ours.suite == "inference" and ours.size == 1024**2)):
+            continue
+        lines.append([ours.case, f"{_ms(ours.median)} ms", f"{_ms(peer.median)} ms, "
+                      f"{peer.implementation}", f"{peer.median / ours.median:.1f}x"])
+    return _marked(run, ["float32", "minisrcnn", "best peer", ""], lines)
+
+
+def summary(run: Run) -> str:
+    """Training and inference: ours, the best peer, their ratio, rates, and the error."""
+    sgemm, lines = roof(run, "sgemm"), []
+    for rows in table_of(run.timed()).values():
+        ours, peer = best(rows.values(), "ours"), best(rows.values(), "peer")
+        if ours is None or ours.suite not in ("training", "inference"):
+            continue
+        done = "" if ours.done_mflop is None else f"{ours.done_mflop / ours.median:.0f}"
+        lines.append([
+            ours.case, f"{_ms(ours.median)} ± {ours.spread:.0%}",
+            "" if peer is None else f"{_ms(peer.median)}, {peer.implementation}",
+            "" if peer is None else _ratio(ours, peer), f"{ours.gflops:.0f}", done,
+            f"{ours.gflops / sgemm:.0%}", f"{ours.error:.0e}"])
+    return _marked(run, ["", "ms", "best peer ms", "times as fast (95 %)", "nominal GFLOP/s",
+                         "done GFLOP/s", "of sgemm", "error"], lines)
+
+
+def ops(run: Run) -> str:
+    """Single operations: production against PyTorch's better layout, by batch."""
+    groups: dict[str, dict[int, str]] = {}
+    sizes: set[int] = set()
+    for rows in table_of(run.timed("ops")).values():
+        ours, peer = best(rows.values(), "ours"), best(rows.values(), "peer")
+        if ours is None or peer is None:
+            continue
+        ratio = peer.median / ours.median
+        text = f"{_ms(ours.median)} / {_ms(peer.median)}, {'**' if ratio < 1 else ''}{ratio:.2f}x"
+        groups.setdefault(ours.group, {})[ours.size] = text + ("**" if ratio < 1 else "")
+        sizes.add(ours.size)
+    return _marked(run, ["ms, ours / PyTorch", *(f"{size} patches" for size in sorted(sizes))],
+                   [[group, *(cells.get(size, "") for size in sorted(sizes))]
+                    for group, cells in groups.items()])
+
+
+def ladder(run: Run) -> str:
+    """Nominal GFLOP/s of every version."""
+    return _wide(run, "ops", lambda row: f"{row.gflops:.3g}", kinds=("lesson", "ours"),
+                 devices=("cpu",), title="nominal GFLOP/s")
+
+
+def times(run: Run, suite: str) -> str:
+    """Every implementation at every case: milliseconds, and the error against float64."""
+    return _wide(run, suite, lambda row: f"{_ms(row.median)} ({row.error:.0e})",
+                 title="ms (error)")
+
+
+def gpu(run: Run) -> str:
+    """Times on a device in four manners."""
+    rows = [r for r in run.rows if r.device == "gpu" and r.samples]
+    if not rows:
+        return "Not yet run on a GPU.\n"
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault((row.case, row.implementation), {})[row.timing] = _ms(row.median)
+    manners = ("first", "cold", "warm", "end to end")
+    return markdown(["case", "implementation", *(f"{name} ms" for name in manners)],
+                    [[*key, *(c.get(name, "") for name in manners)] for key, c in cells.items()])
+
+
+def crossover(run: Run) -> str:
+    """From which size on the GPU is faster, transfers included."""
+    lines = []
+    for group, series in series_of(run, ("training", "inference", "ops")).items():
+        cpu = {size: row.median for (who, size), row in series.items()
+               if row.device == "cpu" and row.kind == "ours"}
+        on_gpu = {row.size: row.median for row in run.timed("", "end to end")
+                  if row.group == group and row.kind == "ours"}
+        if not on_gpu or not cpu:
+            continue
+        size = verdicts.crossover(cpu, on_gpu)
+        lines.append([group, "not up to the largest" if size is None else f"{size:,.0f}"])
+    return markdown(["", "the GPU is faster from"], lines) if lines else "Not yet run on a GPU.\n"
+
+
+def growth(run: Run) -> str:
+    """The exponent of time against patches or pixels."""
+    lines = []
+    for group, series in series_of(run, ("training", "inference")).items():
+        for who in dict.fromkeys(name for name, _ in series):
+            points = {size: row.median for (name, size), row in series.items() if name == who}
+            fit = verdicts.growth(list(points), list(points.values()))
+            if fit is not None:
+                lines.append([group, who, f"{fit.exponent:.3f} ± {fit.error:.3f}",
+                              f"{min(points):,} to {max(points):,}"])
+    return markdown(["", "implementation", "exponent", "sizes"], lines)
+
+
+def untimed(run: Run) -> str:
+    """What was not timed, and why."""
+    lines = [["all", name, why] for name, why in run.missing.items()]
+    lines += [[row.case, row.implementation, f"{row.status}: {row.reason}"]
+              for row in run.rows if row.status not in ("ok",) and row.reason != "not offered"]
+    return markdown(["case", "implementation", "why"], lines) if lines else "Nothing.\n"
+
+
+def compared(run: Run) -> str:
+    """The verdicts of a file that ``ab`` wrote."""
+    names = run.settings["revisions"]
+    return (f"before: {names['before']}, after: {names['after']}\n\n"
+            + verdicts.compare(*ab.split(run), paired=True).text() + "\n")
+
+
+BLOCKS: dict[str, Callable[[Run], str]] = {
+    "machine": machine, "roofs": roofs, "speed": speed, "summary": summary, "ops": ops,
+    "ladder": ladder, "gpu": gpu, "crossover": crossover, "growth": growth, "untimed": untimed,
+    "ab": compared, "training": lambda run: times(run, "training"),
+    "inference": lambda run: times(run, "inference"), "times": lambda run: times(run, "ops"),
+}
+TITLES = {
+    "roofs": "What the machine can do", "summary": "minisrcnn and its best peer",
+    "ops": "Single operations, beside PyTorch's better layout",
+    "ladder": "The versions, nominal GFLOP/s", "training": "Training steps: ms (error)",
+    "inference": "Whole images: ms (error)", "times": "Single operations: ms (error)",
+    "growth": "Growth: time is size to the power of", "gpu": "GPU: first call, cold, warm, whole",
+    "crossover": "From which size on the GPU wins, with transfers", "untimed": "Not timed",
+    "ab": "Two revisions",
+}
+
+
+# ---- documents ---------------------------------------------------------------------------------
+
+
+def write(run: Run, folder: Path) -> str:
+    """Write ``report.md``, ``rows.csv`` and the plots; return the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results.write_csv(run, folder / "rows.csv")
+    try:
+        from . import plots
+        pictures = plots.draw(run, folder)
+    except ImportError as missing:
+        pictures = []
+        print(f"no plots: {missing}")
+    parts = ["# Benchmarks", machine(run)]
+    for name in ["ab"] if "revisions" in run.settings else [n for n in TITLES if n != "ab"]:
+        if text := BLOCKS[name](run):
+            parts += [f"## {TITLES[name]}", text]
+    parts += [f"![{path.stem}]({path.name})" for path in pictures if path.suffix == ".png"]
+    text = "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+    (folder / "report.md").write_text(text)
+    return text
+
+
+@cache
+def _load(name: str) -> Run:
+    return results.load(RESULTS / name)
+
+
+def documents() -> list[Path]:
+    """Return the documents that ask for tables."""
+    found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")),
+             *sorted((ROOT / "kernels").rglob("*.md"))]
+    return [path for path in found if "<!-- benchmarks:" in path.read_text(encoding="utf-8")]
+
+
+def update_documents(write: bool) -> list[Path]:
+    """Compare every table in the documents with the results; with ``write``, renew them.
+
+    Returns
+    -------
+    list of Path
+        The documents that differ, or differed.
+    """
+    _load.cache_clear()
+    changed = []
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        new = render(text)
+        if new != text:
+            changed.append(path)
+            if write:
+                path.write_text(new, encoding="utf-8")
+    if write:
+        from . import plots
+
+        for name in sorted({name for path in documents() for _, _, name, _, _ in
+                            _BLOCK.findall(path.read_text(encoding="utf-8"))}):
+            plots.draw(_load(name), ROOT / "docs" / "plots")
+    return changed
+
+
+def render(text: str) -> str:
+    """Return a document with its tables as the results have them.
+
+    Raises
+    ------
+    ValueError
+        If it asks for a table that does not exist.
+    """
+    def fill(match: re.Match[str]) -> str:
+        start, block, file, _, end = match.groups()
+        if block not in BLOCKS:
+            raise ValueError(f"a document has the table {block!r}, want one of {', '.join(BLOCKS)}")
+        return f"{start}\n{BLOCKS[block](_load(file)).strip()}\n\n{end}"
+
+    return _BLOCK.sub(fill, text)
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, or nothing if it has no lines."""
+    lines = list(lines)
+    if not lines:
+        return ""
+    return "\n".join(["| " + " | ".join(line) + " |" for line in
+                      (head, ["---"] * len(head), *lines)]) + "\n"
+
+
+# ---- details -----------------------------------------------------------------------------------
+
+
+def _wide(run: Run, suite: str, cell: Callable[[Row], str], title: str,
+          kinds: Sequence[str] = (), devices: Sequence[str] = ()) -> str:
+    rows = [r for r in run.rows if r.suite == suite and r.timing == "warm"
+            and (not kinds or r.kind in kinds) and (not devices or r.device in devices)]
+    order = ("textbook", "lesson", "ours", "yours", "peer")
+    columns = list(dict.fromkeys(r.implementation for r in sorted(
+        rows, key=lambda r: (r.device, order.index(r.kind), number_of(r.implementation),
+                             r.implementation)) if r.samples))
+    noisy = _noisy_cases(run)
+
+    def text(row: Row | None) -> str:
+        if row is None or not row.samples:
+            return "" if row is None or row.status == "skipped" else row.status
+        return cell(row) + ("" if row.steady else " ~")
+
+    return markdown([title, *columns], [
+        [case + (" (noisy)" if case in noisy else ""), *(text(found.get(name)) for name in columns)]
+        for case, found in table_of(rows).items()])
+
+
+def series_of(run: Run, suites: Sequence[str]) -> dict[str, dict[tuple[str, int], Row]]:
+    series: dict[str, dict[tuple[str, int], Row]] = {}
+    for row in run.timed():
+        if row.suite in suites:
+            series.setdefault(row.group, {})[row.implementation, row.size] = row
+    return series
+
+
+def _noisy_cases(run: Run) -> set[str]:
+    count: dict[str, list[bool]] = {}
+    for n in run.noise:
+        count.setdefault(n["case"], []).append(n.get("noisy", False))
+    return {case for case, rounds in count.items() if sum(rounds) > len(rounds) / 4}
+
+
+def _marked(run: Run, head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table, and say below it if the machine was noisy."""
+    noisy = f"\n**Measured on a noisy machine: {run.noisy}.**\n" if run.noisy and lines else ""
+    return markdown(head, lines) + noisy
+
+
+def _ratio(ours: Row, peer: Row) -> str:
+    ratio, low, high = verdicts.ratio_of_medians(ours.turns, peer.turns)
+    return f"**{ratio:.2f}x** ({low:.2f} to {high:.2f})"
+
+
+def number_of(name: str) -> int:
+    found = re.search(r"\bv(\d+)", name)
+    return int(found[1]) if found else 0
+
+
+def _ms(value: float) -> str:
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}"
