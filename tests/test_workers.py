@@ -87,3 +87,100 @@ def test_an_error_of_any_thread_reaches_the_caller(culprit):
     a = np.zeros(100)
     run_add_one(a, 2)  # and the threads are as good as before
     assert (a == 1).all()
+
+
+class Gate:
+    """A job of which the helper holds one item in its hand until the gate is opened."""
+
+    def __init__(self, items):
+        self.a = np.zeros(items)
+        self.helper_is_in, self.open = threading.Event(), threading.Event()
+        self.helper_is_out = threading.Event()
+        self.taken_after = None
+
+    def work(self, i, counter):
+        item = take(counter)
+        if i == 0:
+            assert self.helper_is_in.wait(20)
+            return
+        self.helper_is_in.set()
+        assert self.open.wait(20)
+        self.a[item] += 1
+        self.taken_after = take(counter)
+        self.helper_is_out.set()
+
+
+def take(counter):
+    item = int(counter[0])
+    counter[0] += 1
+    return item
+
+
+def test_helpers_of_an_interrupted_job_never_touch_the_next(monkeypatch):
+    """A thousand times: Ctrl-C while the caller waits for a helper, and the next call at once.
+
+    Nothing is left to chance: the helper comes back to its counter exactly while the next job
+    is at work.
+    """
+    run_add_one(np.zeros(2), 2)
+    monkeypatch.setattr(workers._team, "_wait", 10)
+    real_sleep = time.sleep
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    for _ in range(1000):
+        gate = Gate(100)
+        monkeypatch.setattr(workers.time, "sleep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            workers.run(gate.work, 2)
+        monkeypatch.setattr(workers.time, "sleep", real_sleep)
+
+        done = np.zeros(10)
+
+        def work(i, counter, gate=gate, done=done):
+            item = take(counter)
+            while item < done.size:
+                done[item] += 1
+                if i == 0 and not gate.open.is_set():
+                    gate.open.set()
+                    assert gate.helper_is_out.wait(20)
+                item = take(counter)
+
+        workers.run(work, 2)
+        assert (done == 1).all(), "a helper of the interrupted job took an item of the next"
+        assert gate.taken_after >= 100, "the interrupted job is still open"
+
+
+def test_an_interrupt_before_the_job_is_posted_leaves_the_threads_free(monkeypatch):
+    run_add_one(np.zeros(2), 2)
+    team = workers._team
+
+    def interrupted(job):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(team, "_post", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_add_one(np.zeros(4), 2)
+    helper_is_in = threading.Event()
+
+    def work(i, counter):
+        counter[0] += 1
+        if i == 0:
+            assert helper_is_in.wait(20)
+        else:
+            helper_is_in.set()
+
+    workers.run(work, 2)
+
+
+def test_a_call_within_a_job_is_done_alone():
+    inside = np.zeros(50)
+
+    def work(i, counter):
+        if i == 0:
+            run_add_one(inside, 2)
+
+    workers.run(work, 2)
+    assert (inside == 1).all()

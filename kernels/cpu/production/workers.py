@@ -10,6 +10,11 @@ watches for the next job, for half a millisecond, in compiled code that holds no
 then goes to sleep. Waking a sleeper takes some 50 microseconds, a tenth of a small
 convolution; in a loop of them nobody sleeps. The caller watches in the same way, somewhat
 longer, for the others to finish.
+
+Every job has a counter of its own, which no other job is given while a helper may still be at
+work on it, and which is closed for good when its caller leaves, in whatever way. So a Ctrl-C may
+come at any moment: helpers of an interrupted job finish what they have in hand and find nothing
+more; they never take an item of the next one.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +39,8 @@ Work = Callable[[int, Any], None]
 
 # Seconds that a helper watches for the next job, and the caller for the helpers, before they sleep.
 _WATCH, _WAIT = 5e-4, 2e-3
+_LINE = 8  # int64 of a cache line
+_CLOSED = 1 << 62  # more than any job has items
 
 _threads = numba.config.NUMBA_NUM_THREADS
 
@@ -73,46 +81,65 @@ def _look(typingctx: Any, a: Any, i: Any) -> Any:
 
 
 @kernel(lambda t: (types.int64[::1], types.int64[::1], types.int64, types.int64))
-def _watch_for_job(job, counter, seen, looks):
+def _watch_for_job(number, counters, seen, looks):
     """Return whether there is another job than ``seen``, and somebody at work on it."""
-    for _ in range(looks):  # noqa: SIM110
-        if _look(job, 0) != seen and _look(counter, 0) > 0:
+    for _ in range(looks):
+        job = _look(number, 0)
+        if job != seen and _look(counters, job % (counters.size // _LINE) * _LINE) > 0:
             return True
     return False
 
 
-@kernel(lambda t: (types.int64[::1], types.int64))
-def _watch_for_end(busy, looks):
-    """Return whether all of ``busy`` is zero."""
+@kernel(lambda t: (types.int64[::1], types.int64, types.int64))
+def _watch_for_end(busy, job, looks):
+    """Return whether nobody is ``busy`` with a job."""
     i = 0
     for _ in range(looks):
-        while i < busy.size and _look(busy, i) == 0:
+        while i < busy.size and _look(busy, i) != job:
             i += 1
         if i == busy.size:
             return True
     return False
 
 
+class _Job:
+    """Work to be shared; its number says which counter it has."""
+
+    __slots__ = ("__weakref__", "closed", "counter", "error", "helpers", "number", "work")
+
+    def __init__(self, work: Work, helpers: int) -> None:
+        self.work, self.helpers = work, helpers
+        self.number, self.counter = 0, None  # posted when these are set
+        self.closed = False
+        self.error: BaseException | None = None
+
+
 class _Team:
     """Threads 1, 2, ..., which help the caller, thread 0, with one job after the other.
 
-    All but the watching holds Python's lock. A helper says that it is busy before it looks
-    whether the job is still open; the caller closes the job before it looks who is busy.
+    All but the watching holds Python's lock. A helper says with which job it is busy before it
+    looks whether that is still the one; the caller closes the job before it looks who is busy.
     """
 
     def __init__(self, helpers: int) -> None:
-        self.free = threading.Lock()  # one caller at a time
-        self._work: Work | None = None  # None: closed
-        self._job, self._counter = np.zeros(1, np.int64), np.zeros(1, np.int64)
-        self._busy = np.zeros(helpers, np.int64)
+        # The job in hand. A weak reference: if its caller was interrupted before it could close
+        # it, the job ends with the caller's frame.
+        self._current: Callable[[], _Job | None] = lambda: None
+        self._claiming = threading.Lock()
+        # A counter, in a cache line of its own, for each job that a helper may still be busy with,
+        # and one more for the next; that of job number n is at n modulo their count.
+        self._slots = helpers + 1
+        self._counters = np.zeros(self._slots * _LINE, np.int64)
+        self._counter = [self._counters[i * _LINE:i * _LINE + 1] for i in range(self._slots)]
+        self._number = np.zeros(1, np.int64)
+        self._busy = np.zeros(helpers, np.int64)  # with which job; 0: none
         self._asleep = [False] * helpers
         self._bells: list[queue.SimpleQueue[None]] = [queue.SimpleQueue() for _ in range(helpers)]
-        self._error: BaseException | None = None
         self._job_or_not = _watch_for_job.compile("float32")
         self._end_or_not = _watch_for_end.compile("float32")
         # A look takes 30 ns on one processor and 60 on another.
         start = time.perf_counter()
-        self._job_or_not(self._job, self._counter, 0, 10_000)
+        self._job_or_not(self._number, self._counters, 0, 10_000)
         looks = 10_000 / (time.perf_counter() - start)
         self._watch, self._wait = int(_WATCH * looks), int(_WAIT * looks)
         for i in range(helpers):
@@ -122,41 +149,61 @@ class _Team:
     def __len__(self) -> int:
         return len(self._busy)
 
-    def run(self, work: Work, helpers: int) -> None:
-        self._counter[0] = 0
-        self._helpers, self._work = helpers, work
-        self._job[0] += 1
-        for i in range(helpers):
+    def run(self, work: Work, helpers: int) -> bool:
+        """Run a job to its end, or return False: another one is in hand."""
+        job = _Job(work, helpers)
+        try:
+            with self._claiming:
+                current = self._current()
+                if current is not None and not current.closed:
+                    return False
+                self._current = weakref.ref(job)
+            self._post(job)
+            work(0, job.counter)
+        finally:
+            self._close(job)
+            while job.number and not self._end_or_not(self._busy, job.number, self._wait):
+                time.sleep(2e-4)
+        if job.error is not None:
+            raise job.error
+        return True
+
+    def _post(self, job: _Job) -> None:
+        """Give the job a number whose counter nobody else has, and show it to the helpers."""
+        number, slots = self._number.item() + 1, self._slots
+        taken = [other % slots for other in self._busy.tolist() if other]
+        while number % slots in taken:
+            number += 1
+        job.number, job.counter = number, self._counter[number % slots]
+        job.counter[0] = 0
+        self._number[0] = number
+        for i in range(job.helpers):
             if self._asleep[i]:
                 self._bells[i].put(None)
-        try:
-            work(0, self._counter)
-        finally:
-            self._work = None
-            while not self._end_or_not(self._busy, self._wait):
-                time.sleep(2e-4)
-            error, self._error = self._error, None
-        if error is not None:
-            raise error
+
+    def _close(self, job: _Job) -> None:
+        job.closed = True
+        if job.number:
+            job.counter[0] = _CLOSED
 
     def _help(self, i: int) -> None:
         seen = 0
         while True:
-            if not self._job_or_not(self._job, self._counter, seen, self._watch):
+            if not self._job_or_not(self._number, self._counters, seen, self._watch):
                 self._asleep[i] = True
-                if self._job[0] == seen:
+                if self._number[0] == seen:
                     self._bells[i].get()
                 self._asleep[i] = False
                 continue
-            seen = int(self._job[0])
-            self._busy[i] = 1
-            work = self._work
-            try:
-                if work is not None and i < self._helpers:
-                    work(i + 1, self._counter)
-            except BaseException as error:
-                self._error = error
-            del work
+            seen = self._number.item()
+            self._busy[i] = seen
+            job = self._current()
+            if job is not None and job.number == seen and not job.closed and i < job.helpers:
+                try:
+                    job.work(i + 1, job.counter)
+                except BaseException as error:
+                    job.error = error
+            del job
             self._busy[i] = 0
 
 
@@ -177,11 +224,7 @@ def run(work: Work, threads: int) -> None:
             if _team is None or len(_team) < threads - 1:
                 _team = _Team(threads - 1)
             team = _team
-        if team.free.acquire(blocking=False):
-            try:
-                team.run(work, threads - 1)
-            finally:
-                team.free.release()
+        if team.run(work, threads - 1):
             return
     work(0, np.zeros(1, np.int64))
 
