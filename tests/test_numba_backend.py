@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
-import minisrcnn.kernels.cpu
 import numpy as np
 import pytest
 
@@ -295,64 +292,6 @@ def test_every_vector_unit_computes_the_same(simd, tmp_path, tiny_result):
 def test_unknown_vector_unit_is_refused():
     done = run_python("import minisrcnn.engine.backends.numba", MINISRCNN_SIMD="mmx")
     assert done.returncode != 0 and "MINISRCNN_SIMD is 'mmx', want one of avx512" in done.stderr
-
-
-SMALL_KERNEL = """
-import numpy as np
-from minisrcnn.engine.backends import numba as backend
-kernel = backend.pointwise.relu
-print("ready" if kernel.is_ready("float32") else "to compile")
-print(backend.relu_forward(np.array([-1, 2], np.float32)))
-print("ready" if kernel.is_ready("float32") else "to compile")
-"""
-
-
-def test_compiled_code_is_kept_on_disk(tmp_path):
-    first = run_python(SMALL_KERNEL, NUMBA_CACHE_DIR=str(tmp_path))
-    assert first.stdout.split() == ["to", "compile", "[0.", "2.]", "ready"], first.stderr
-    assert len(list(tmp_path.rglob("*.nbc"))) == 1
-    second = run_python(SMALL_KERNEL, NUMBA_CACHE_DIR=str(tmp_path))
-    assert second.stdout.split() == ["ready", "[0.", "2.]", "ready"], second.stderr
-    other = run_python(SMALL_KERNEL, NUMBA_CACHE_DIR=str(tmp_path), MINISRCNN_SIMD="plain")
-    assert other.stdout.startswith("to compile"), "code for another vector unit was taken"
-
-
-def test_damaged_file_is_compiled_anew(tmp_path):
-    run_python(SMALL_KERNEL, NUMBA_CACHE_DIR=str(tmp_path))
-    (path,) = tmp_path.rglob("*.nbc")
-    path.write_bytes(path.read_bytes()[:100])
-    done = run_python(SMALL_KERNEL, NUMBA_CACHE_DIR=str(tmp_path))
-    assert "[0. 2.]" in done.stdout, done.stderr
-
-
-def test_two_processes_may_compile_at_once(tmp_path):
-    processes = [
-        subprocess.Popen([sys.executable, "-c", SMALL_KERNEL], stdout=subprocess.PIPE, text=True,
-                         env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)})
-        for _ in range(2)
-    ]
-    for process in processes:
-        out, _ = process.communicate(timeout=240)
-        assert process.returncode == 0 and "[0. 2.]" in out
-    third = run_python(SMALL_KERNEL, NUMBA_CACHE_DIR=str(tmp_path))
-    assert third.stdout.startswith("ready") and "[0. 2.]" in third.stdout
-
-
-def test_works_where_no_folder_can_be_written(tmp_path):
-    """Every folder that Numba would try is a plain file here, which stops even root."""
-    here = Path(minisrcnn.__file__).parent
-    copy = tmp_path / "package" / "minisrcnn"
-    ignore = shutil.ignore_patterns("__pycache__", "data")
-    shutil.copytree(here, copy, ignore=ignore, dirs_exist_ok=True)
-    shutil.copytree(Path(minisrcnn.kernels.__file__).parent, copy / "kernels", ignore=ignore,
-                    dirs_exist_ok=True)
-    blocked = tmp_path / "file"
-    blocked.write_text("not a folder")
-    (copy / "kernels" / "cpu" / "__pycache__").write_text("not a folder")
-    code = f"import sys\nsys.path.insert(0, {str(copy.parent)!r})\n" + SMALL_KERNEL
-    done = run_python(code, NUMBA_CACHE_DIR=str(blocked), HOME=str(blocked),
-                      XDG_CACHE_HOME=str(blocked), PYTHONDONTWRITEBYTECODE="1")
-    assert done.stdout.split() == ["to", "compile", "[0.", "2.]", "ready"], done.stderr
 
 
 def test_compiling_leaves_numbas_settings_alone():

@@ -1,28 +1,42 @@
 """How the kernels are compiled, and where the compiled code is kept.
 
-Numba's own ``cache=True`` has three gaps that matter here. It does not see that a *called*
-function in another file has changed; it does not know for which vector unit the tiles were
-emitted; and two processes that compile different signatures at the same moment can leave an
-index that points at each other's code. :func:`jit` closes them: every compiled function has one
-file, named by a digest of all that it depends on (signature, processor, Numba, the sources of
-this folder, the vector unit) and put in place by a rename. There is no index, so there is
-nothing to race for; where no folder can be written, functions are compiled anew by each process.
+Numba's own ``cache=True`` has gaps that matter here. It does not see that a *called* function in
+another file has changed; it does not know for which vector unit the tiles were emitted; two
+processes that compile different signatures at the same moment can leave an index that points at
+each other's code; and it unpickles whatever it finds. :func:`kernel` closes them: every compiled
+function has one file, named by a digest of all that it depends on (signature, processor, Numba,
+the sources of this folder, the vector unit) and put in place by a rename. There is no index, so
+there is nothing to race for. The file begins with a digest of the rest: a damaged one is compiled
+anew. And since compiled code is run, it is read only from a folder and a file that are this
+user's and that nobody else can write to.
+
+The folder is ``cpu-kernels-UID`` in ``NUMBA_CACHE_DIR``, else in ``MINISRCNN_CACHE``, else in
+``$XDG_CACHE_HOME/minisrcnn`` or ``~/.cache/minisrcnn``; files that nobody has used for two months
+are removed. Where it cannot be made, functions are compiled anew by each process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import pickle
+import stat
+import sys
+import tempfile
+import time
+import types
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
 import numba
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.serialize import dumps
 
 
 def choose_simd(wish: str = "") -> str:
@@ -54,45 +68,110 @@ def choose_simd(wish: str = "") -> str:
 
 SIMD = choose_simd()
 
-_HERE = Path(__file__).parent
-_STAMP = hashlib.sha256(
-    b"".join(p.read_bytes() for p in sorted(_HERE.rglob("*.py"))) + SIMD.encode()
-).hexdigest()
+_SOURCES = sorted(Path(__file__).parent.rglob("*.py"))
+_STAMP = hashlib.sha256(b"".join(p.read_bytes() for p in _SOURCES) + SIMD.encode()).hexdigest()
+_VERSIONS = (sys.implementation.cache_tag, numba.__version__, llvmlite.__version__)
+_DIGEST = 32  # bytes, at the start of a file
+_UNUSED = 60 * 86400  # seconds after which a file is removed
 
 
-class _OneFilePerKey(IndexDataCacheFile):
-    """A store without an index: the name of the file is the key."""
+def _is_private(found: os.stat_result) -> bool:
+    """Whether a file or folder is this user's, and nobody else can write to it."""
+    return not hasattr(os, "geteuid") or (
+        found.st_uid == os.geteuid() and not found.st_mode & 0o022)
 
-    def load(self, key: Any) -> Any:
-        try:
-            return self._load_data(self._name_of(key))
-        except (OSError, EOFError, pickle.UnpicklingError):
+
+@functools.cache
+def cache_folder() -> Path | None:
+    """Return the folder for compiled kernels, made if need be; None where there can be none.
+
+    Warns
+    -----
+    RuntimeWarning
+        If there is such a folder and it is not this user's alone.
+    """
+    root = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("MINISRCNN_CACHE")
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
+    try:
+        if not root:
+            caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+            root = Path(caches) / "minisrcnn"
+        folder = Path(root) / f"cpu-kernels-{user}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except (OSError, RuntimeError):  # not writable; no home
+        return None
+    if stat.S_ISDIR(found.st_mode) and _is_private(found):
+        return folder
+    warnings.warn(
+        f"will not load compiled kernels from {folder}: others can write to it (owner "
+        f"{found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}), so they are compiled anew; "
+        "chmod 700 it, or set NUMBA_CACHE_DIR to a folder of yours", RuntimeWarning, stacklevel=2)
+    return None
+
+
+class _Store:
+    """What Numba asks for the compiled code of one function, and gives it to."""
+
+    cache_path = ""  # Numba's statistics ask for it
+
+    def __init__(self, py_func: Callable[..., Any], optimize: int) -> None:
+        code = py_func.__code__
+        constants = [c for c in code.co_consts if not isinstance(c, types.CodeType)]
+        cells = dumps([cell.cell_contents for cell in py_func.__closure__ or ()])
+        self._name = py_func.__name__
+        self._key = (_VERSIONS, _STAMP, py_func.__module__, py_func.__qualname__, code.co_code,
+                     code.co_names, constants, cells, optimize)
+
+    def path(self, sig: Any, codegen: Any) -> Path | None:
+        """Return the file for a signature; None where nothing is kept."""
+        folder = cache_folder()
+        if folder is None:
             return None
+        key = repr((self._key, sig, codegen.magic_tuple()))
+        return folder / f"{self._name}.{hashlib.sha256(key.encode()).hexdigest()[:32]}.nbc"
 
-    def save(self, key: Any, data: Any) -> None:
-        self._save_data(self._name_of(key), data)
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        path = self.path(sig, target_context.codegen())
+        if path is None:
+            return None
+        try:
+            with open(path, "rb") as file:
+                if not _is_private(os.fstat(file.fileno())):
+                    return None
+                digest, data = file.read(_DIGEST), file.read()
+            if hashlib.sha256(data).digest() != digest:
+                return None
+            result = CompileResult._rebuild(target_context, *pickle.loads(data))
+            os.utime(path)
+        except Exception:  # whatever is wrong with the file, compiling is the cure
+            return None
+        return result
 
-    def has(self, key: Any) -> bool:
-        return os.path.exists(self._data_path(self._name_of(key)))
-
-    def _name_of(self, key: Any) -> str:
-        digest = hashlib.sha256(repr((numba.__version__, _STAMP, key)).encode()).hexdigest()
-        return self._index_name.removesuffix(".nbi") + f".{digest[:20]}.nbc"
-
-
-class _Cache(FunctionCache):
-    def __init__(self, py_func: Callable[..., Any]) -> None:
-        super().__init__(py_func)
-        self._cache_file = _OneFilePerKey(
-            self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
-        )
-
-    def save_overload(self, sig: Any, data: Any) -> None:
+    def save_overload(self, sig: Any, result: Any) -> None:
+        if result.lifted or result.library.has_dynamic_globals:
+            return
+        path = self.path(sig, result.codegen)
+        if path is None:
+            return
+        data = dumps(result._reduce())
         with contextlib.suppress(OSError):  # a full or read-only disk: the code is in memory
-            super().save_overload(sig, data)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+            try:
+                with open(handle, "wb") as file:
+                    file.write(hashlib.sha256(data).digest() + data)
+                os.replace(temporary, path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+            for old in path.parent.iterdir():
+                if old.stat().st_mtime < time.time() - _UNUSED:
+                    old.unlink()
 
-    def has(self, sig: Any, codegen: Any) -> bool:
-        return self._cache_file.has(self._index_key(sig, codegen))
+    def flush(self) -> None:
+        """Numba's dispatcher may ask for this."""
 
 
 class Kernel:
@@ -142,15 +221,14 @@ class Kernel:
             return True
         dispatcher = self._dispatcher()
         sig = self._signature(getattr(numba, dtype))
-        cache = dispatcher._cache
-        return isinstance(cache, _Cache) and cache.has(sig, dispatcher.targetctx.codegen())
+        path = dispatcher._cache.path(sig, dispatcher.targetctx.codegen())
+        return path is not None and path.is_file()
 
     def _dispatcher(self) -> Any:
         dispatcher = numba.njit(
             self.py_func, parallel=self._parallel, nogil=True, error_model="numpy"
         )
-        with contextlib.suppress(RuntimeError):  # no folder can be written: nothing is kept
-            dispatcher._cache = _Cache(self.py_func)
+        dispatcher._cache = _Store(self.py_func, self._optimize)
         return dispatcher
 
 
@@ -164,6 +242,13 @@ def _level_of_optimization(level: int) -> Iterator[None]:
             yield
         finally:
             numba.config.OPT = usual
+
+
+# A child that is forked while a thread compiles would wait for it for ever: so the fork waits.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=global_compiler_lock.acquire,
+                        after_in_parent=global_compiler_lock.release,
+                        after_in_child=global_compiler_lock.release)
 
 
 def kernel(
