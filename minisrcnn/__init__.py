@@ -7,9 +7,17 @@ next to nothing and needs neither Numba nor SciPy nor CuPy.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# In a clone, kernels/ is beside this package; setup.py installs it inside. With the clone's folder
+# on the path of the package, minisrcnn.kernels is found in both.
+_clone = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if all(os.path.isfile(os.path.join(_clone, *file)) for file in (("setup.py",),
+                                                                 ("kernels", "__init__.py"))):
+    __path__.append(_clone)
 
 _HOME = {
     "SRCNN": "minisrcnn.srcnn",

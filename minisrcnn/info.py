@@ -14,7 +14,12 @@ _PACKAGES = ("numpy", "numba", "llvmlite", "scipy", "scikit-image", "pillow", "s
 
 def describe() -> list[tuple[str, str]]:
     """Return names and values, in the order to print them."""
-    from .engine.backends import BACKENDS, get_backend, unavailable_reason
+    from .engine.backends import (
+        BACKENDS,
+        describe_backend,
+        get_backend,
+        unavailable_reason,
+    )
 
     rows = [
         ("minisrcnn", __version__),
@@ -30,30 +35,10 @@ def describe() -> list[tuple[str, str]]:
         if reason is not None:
             rows.append((f"backend {name}", f"not here: {reason}"))
             continue
-        details = _DETAILS.get(name, str)()
+        details = describe_backend(get_backend(name))
         words = ["works", *([details] if details else []), *(["auto"] if name == best else [])]
         rows.append((f"backend {name}", ", ".join(words)))
     return rows
-
-
-def _numba() -> str:
-    import numba
-
-    from minisrcnn.kernels.cpu.jit import SIMD
-
-    return f"{SIMD}, {numba.get_num_threads()} threads"
-
-
-def _cupy() -> str:
-    import cupy
-
-    name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
-    from .engine.backends.cupy import compiler_mismatch
-
-    return f"cupy {cupy.__version__} on {name}{compiler_mismatch(cupy)}"
-
-
-_DETAILS = {"numba": _numba, "cupy": _cupy}
 
 
 def _version(package: str) -> str:

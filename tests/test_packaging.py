@@ -103,11 +103,39 @@ def test_public_names_exist():
         minisrcnn.nonsense  # noqa: B018
 
 
-def test_a_clone_without_its_kernels_says_what_to_do(tmp_path):
-    """After ``pip install .``, Python in the clone finds ``minisrcnn/`` there, without kernels."""
+# Python without what an editable installation adds: it finds what is on sys.path, and no more.
+NOT_INSTALLED = (
+    "import sys\n"
+    "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+    f"sys.path.insert(0, {str(ROOT)!r})\n"
+)
+
+
+def test_a_clone_finds_its_kernels_without_an_installation(tmp_path):
+    """After ``pip install .``, or nothing at all, Python in a clone imports the clone."""
+    code = NOT_INSTALLED + (
+        "import minisrcnn, minisrcnn.kernels.cuda as cuda\n"
+        "from minisrcnn.engine.backends import unavailable_reason\n"
+        "print(minisrcnn.__file__, cuda.__file__, unavailable_reason('numba'), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        str(ROOT / "minisrcnn" / "__init__.py"), str(ROOT / "kernels" / "cuda" / "__init__.py"),
+        "None"]
+
+
+def test_a_copy_without_kernels_says_so_and_auto_names_the_reason(tmp_path):
     code = ("import sys\nsys.modules['minisrcnn.kernels'] = None\n"
-            "from minisrcnn.engine.backends import unavailable_reason\n"
-            "print(unavailable_reason('numba'))")
+            "from minisrcnn.engine.backends import announce_backend, choose_backend\n"
+            "backend = choose_backend('auto')\n"
+            "announce_backend(backend, 'auto', print)\n"
+            "print(backend.NAME)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           check=False, cwd=tmp_path)
-    assert "pip install -e . or run from another folder" in done.stdout, done.stderr
+    line, name = done.stdout.splitlines()
+    assert name == "numpy"
+    assert line.startswith("Backend: numpy; not cupy: ")
+    assert line.endswith("; not numba: this copy of minisrcnn has no kernels: "
+                         "install it again, or use a whole clone")

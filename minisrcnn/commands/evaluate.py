@@ -35,11 +35,14 @@ def evaluate_command(
     json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Score a model on Y, PSNR and SSIM, beside bicubic and the published figures."""
+    from ..engine.backends import announce_backend
     from ..evaluate import evaluate, explain_protocol
     from ..imaging.datasets import load_datasets
 
     loaded, path, net, scale = load_network(model, scale, backend)
     sets = load_datasets(data or [], ("Set5", "Set14"))
+    if net is not None:
+        announce_backend(net.backend, backend, note)
     header: dict[str, Any] = {"scale": scale, "model": None}
     if loaded is not None:
         header["model"] = {"path": str(path), "arch": loaded.arch, "filters": loaded.filters}

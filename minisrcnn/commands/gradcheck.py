@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .terminal import print_table, user_values
+from .terminal import note, print_table, user_values
 
 
 def gradcheck_command(
@@ -19,6 +20,11 @@ def gradcheck_command(
 
     with user_values():
         names = [get_backend(name).NAME for name in backend or []]
+    package = Path(__file__).resolve().parents[1]
+    note(f"Checking the copy of minisrcnn in {package}.")
+    here = Path("minisrcnn").resolve()
+    if here != package and (here / "engine").is_dir():
+        note(f"The copy in {here} is another one: python -m minisrcnn gradcheck checks it.")
     rows = run(names)
     print_table(table(rows))
     if any(row.failed for row in rows):

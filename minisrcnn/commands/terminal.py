@@ -1,4 +1,4 @@
-"""How the commands speak: their options, errors, tables and bars."""
+"""What the commands share: options, error messages, tables and progress bars."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from ..engine.backends import BACKENDS
-from ..errors import MinisrcnnError
+from ..errors import MinisrcnnError, reason
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +39,9 @@ class Command(TyperCommand):
         except MinisrcnnError as error:
             complain(str(error))
             raise typer.Exit(2) from None
+        except MemoryError as error:
+            complain(f"not enough memory ({reason(error)})")
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             complain("interrupted")
             raise typer.Exit(130) from None
@@ -51,7 +53,7 @@ Model = Annotated[str | None, typer.Option(
          "training in runs/.")]
 Scale = Annotated[int | None, typer.Option(
     min=2, max=16, help="How many times larger.", show_default="the model's own, else 3")]
-BACKEND_HELP = f"Who computes: auto, {', '.join(BACKENDS)}."
+BACKEND_HELP = f"What computes: auto, {', '.join(BACKENDS)}."
 Backend = Annotated[str, typer.Option(metavar="NAME", help=BACKEND_HELP)]
 
 
@@ -101,18 +103,6 @@ def user_values() -> Iterator[None]:
         raise MinisrcnnError(str(error)) from error
 
 
-def load_backend(name: str) -> ModuleType:
-    """Return the backend, saying so where it must be compiled first."""
-    from ..engine.backends import get_backend
-
-    with user_values():
-        module = get_backend(name)
-    needs_compiling = getattr(module, "needs_compiling", None)
-    if needs_compiling is not None and needs_compiling("predict"):
-        note(f"Compiling the kernels of the {module.NAME} backend: seconds, this once.")
-    return module
-
-
 def load_network(
     model: str | None, scale: int | None, backend: str
 ) -> tuple[ModelFile | None, Path | None, SRCNN | None, int]:
@@ -120,6 +110,7 @@ def load_network(
     if model is None:
         return None, None, None, 3 if scale is None else scale
     from ..checkpoint import load_model, resolve_model
+    from ..engine.backends import choose_backend
     from ..srcnn import SRCNN
 
     path = resolve_model(model)
@@ -133,7 +124,7 @@ def load_network(
     if degradation != "bicubic":
         note(f"Warning: {path} was trained on another degradation ({degradation}), "
               "not on the bicubic one that is used here.")
-    return loaded, path, SRCNN.from_file(loaded, backend=load_backend(backend)), scale
+    return loaded, path, SRCNN.from_file(loaded, backend=choose_backend(backend)), scale
 
 
 @contextlib.contextmanager

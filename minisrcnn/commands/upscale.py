@@ -24,6 +24,7 @@ def upscale_command(
 ) -> None:
     """Upscale pictures: the luma through the network, the colours bicubic."""
     from ..checkpoint import latest_model
+    from ..engine.backends import announce_backend
     from ..upscale import plan, run_job
 
     if model is None:
@@ -50,6 +51,7 @@ def upscale_command(
     if skipped:
         note(f"Skipping {len(skipped)} pictures that an earlier run has made "
               f"({skipped[0].name}, ...): name them to upscale them again.")
+    announce_backend(net.backend, backend, note)
     for job in jobs:
         try:
             with progress_bar(job.source.name) as progress:

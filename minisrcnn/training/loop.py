@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import MODEL_FILE
-from ..engine.backends import get_backend, set_threads
+from ..engine.backends import announce_backend, choose_backend, set_threads
 from ..errors import MinisrcnnError
 from ..srcnn import SRCNN
 from .display import display, say_to_stderr
@@ -61,12 +61,13 @@ def train(settings: TrainSettings, say: Say | None = None) -> TrainResult:
     begun = load_checkpoint(settings) if settings.resume else None
     plan = (new_plan(settings) if begun is None or begun.plan is None
             else resumed_plan(settings, begun.plan))
-    backend = _backend(plan.backend, say)
-    plan = replace(plan, backend=backend.NAME)
+    backend = choose_backend(plan.backend)
+    asked, plan = plan.backend, replace(plan, backend=backend.NAME)
     if settings.threads is not None:
         _set_threads(backend, settings.threads)
     out = run_folder(settings) if settings.resume else free_folder(settings)
     data, validation, plan = load_data(plan, say)
+    announce_backend(backend, asked, say, ("train", "predict"))
     net = new_network(plan, backend)
     run = _Run(settings, out, plan, data, validation, net, new_stepper(net, data, plan.recipe), say)
     if begun is not None and begun.arrays:
@@ -277,17 +278,6 @@ def epoch_order(
     """Return the order and the orientation codes (0..7) of an epoch's patches."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, epoch)))
     return rng.permutation(patches), rng.integers(8, size=patches)
-
-
-def _backend(name: str, say: Say) -> ModuleType:
-    try:
-        module = get_backend(name)
-    except ValueError as error:
-        raise MinisrcnnError(str(error)) from None
-    needs_compiling = getattr(module, "needs_compiling", None)
-    if needs_compiling is not None and (needs_compiling("train") or needs_compiling("predict")):
-        say(f"Compiling the kernels of the {module.NAME} backend: seconds, this once.")
-    return module
 
 
 def _set_threads(backend: ModuleType, threads: int) -> None:

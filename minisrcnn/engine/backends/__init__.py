@@ -26,9 +26,10 @@ Two fused paths are optional. ``SRCNN`` uses them where a backend has them::
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
-from ...errors import BackendUnavailableError
+from ...errors import BackendUnavailableError, MinisrcnnError
 
 BACKENDS = ("reference", "numpy", "numba", "cupy", "cupy-emulated")
 
@@ -90,11 +91,56 @@ def unavailable_reason(name: str) -> str | None:
         module = _load(name)
     except ImportError as error:
         if (error.name or "").startswith("minisrcnn.kernels"):
-            return ("the kernels are not where this copy of minisrcnn looks for them: in a clone, "
-                    "install with pip install -e . or run from another folder")
+            return "this copy of minisrcnn has no kernels: install it again, or use a whole clone"
         return f"{error}"
     probe = getattr(module, "unavailable_reason", None)
     return probe() if probe is not None else None
+
+
+def choose_backend(name: str) -> ModuleType:
+    """Return the backend that a user named; as :func:`get_backend`, with the errors of a user.
+
+    Raises
+    ------
+    MinisrcnnError
+        If there is no backend of that name, or this machine cannot run it.
+    """
+    try:
+        return get_backend(name)
+    except ValueError as error:
+        raise MinisrcnnError(str(error)) from None
+
+
+def announce_backend(
+    backend: ModuleType, name: str, say: Callable[[str], None], jobs: Sequence[str] = ("predict",)
+) -> None:
+    """Say in one line what computes, and in another one where kernels must be compiled first.
+
+    Parameters
+    ----------
+    backend : module
+    name : str
+        What the user asked for; for ``"auto"``, the line says why the faster ones cannot be used.
+    say : callable
+        Takes each line.
+    jobs : sequence of {"train", "predict"}
+        What is about to be done.
+    """
+    details = describe_backend(backend)
+    line = f"Backend: {backend.NAME}" + (f" ({details})" if details else "")
+    if name == "auto":
+        faster = _AUTO[:_AUTO.index(backend.NAME)]
+        line += "".join(f"; not {other}: {unavailable_reason(other)}" for other in faster)
+    say(line)
+    needs_compiling = getattr(backend, "needs_compiling", None)
+    if needs_compiling is not None and any(needs_compiling(job) for job in jobs):
+        say(f"Compiling the kernels of the {backend.NAME} backend: seconds, this once.")
+
+
+def describe_backend(module: ModuleType) -> str:
+    """Return what a backend runs on, such as its vector unit and threads; "" if it does not say."""
+    describe = getattr(module, "describe", None)
+    return "" if describe is None else str(describe())
 
 
 def set_threads(count: int) -> None:

@@ -7,6 +7,8 @@ The functions are those of :class:`minisrcnn.engine.backends._cuda.CudaBackend`;
 
 from __future__ import annotations
 
+import ctypes
+import os
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -47,6 +49,22 @@ class DeviceTrainer(_DeviceTrainer):
     backend = _backend
 
 
+def describe() -> str:
+    """Return CuPy's version and the name of the device."""
+    cupy: Any = _load()
+    name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    return f"CuPy {cupy.__version__} on {name}{compiler_mismatch(cupy)}"
+
+
+def has_driver() -> bool:
+    """Return whether the NVIDIA driver's library can be loaded."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 @cache
 def unavailable_reason() -> str | None:
     """Say in one sentence why CUDA cannot be used here, and what to install; None if it can.
@@ -57,6 +75,8 @@ def unavailable_reason() -> str | None:
     try:
         cupy: Any = _load()
     except ImportError as error:
+        if error.name == "cupy" and not has_driver():
+            return "there is no NVIDIA driver, and CuPy is not installed"
         if error.name == "cupy":
             return f"CuPy is not installed; {_INSTALL}"
         return f"CuPy cannot be imported ({_first_line(error)}); {_INSTALL}"

@@ -16,6 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from minisrcnn.kernels.cpu.jit import SIMD
 from minisrcnn.kernels.cpu.production import chain, pointwise, single, whole, workers
 from minisrcnn.kernels.cpu.production.plan import aligned, plan_chain
 
@@ -58,6 +59,11 @@ def needs_compiling(job: str = "train", dtype: DTypeLike = "float32") -> bool:
         raise ValueError(f"job is {job!r}, want one of {', '.join(_NEEDS)}")
     name = np.dtype(dtype).name
     return not all(kernel.is_ready(name) for kernel in _NEEDS[job])
+
+
+def describe() -> str:
+    """Return the vector unit and the number of threads."""
+    return f"{SIMD}, {workers.get_threads()} threads"
 
 
 def set_threads(count: int) -> None:
