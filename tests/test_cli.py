@@ -189,7 +189,7 @@ INTERRUPTED = """
 import os, signal, sys
 from minisrcnn import SRCNN, cli
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup
 predict, strips = SRCNN.predict, []
 
 def interrupt(net, image):
