@@ -397,8 +397,10 @@ def test_upscale_twice_does_not_replace_or_repeat(run, pictures, model):
     assert run("upscale", pictures, "--model", model).code == 0
     before = (pictures / "a_x3.png").stat().st_mtime_ns
     result = run("upscale", pictures, "--model", model)
-    assert result.code == 1 and result.err.count("exists already") == 2
-    assert "Skipping 2 pictures" in result.err
+    assert result.code == 0 and result.out == ""
+    assert "Skipping 2 pictures whose result exists" in result.err
+    result = run("upscale", pictures / "a.png", "--model", model)
+    assert result.code == 1 and "exists already" in result.err
     assert (pictures / "a_x3.png").stat().st_mtime_ns == before
     result = run("upscale", pictures, "--model", model, "--overwrite")
     assert result.code == 0 and len(result.out.split()) == 2
@@ -409,11 +411,15 @@ def test_upscale_refuses_to_lose_a_picture(refused, pictures, model):
     a, b = pictures / "a.png", pictures / "b.jpg"
     assert "would be overwritten" in refused("upscale", a, "-o", a, "--model", model)
     assert "want a folder" in refused("upscale", a, b, "-o", "x.png", "--model", model)
-    shutil.copy(a, pictures / "a.bmp.png")
+
+
+def test_names_that_clash_are_changed_and_said(run, pictures, model):
     (pictures / "sub").mkdir()
-    shutil.copy(a, pictures / "sub/a.png")
-    assert "both be written" in refused("upscale", a, pictures / "sub/a.png", "-o", "out",
-                                        "--model", model)
+    shutil.copy(pictures / "a.png", pictures / "sub/a.png")
+    result = run("upscale", pictures / "a.png", pictures / "sub/a.png", "-o", "out",
+                 "--model", model)
+    assert result.code == 0 and "a_png_x3.png; a_x3.png is taken" in result.err
+    assert result.out.split() == ["out/a_x3.png", "out/a_png_x3.png"]
 
 
 def test_upscale_refuses_bad_places(refused, pictures, model):

@@ -15,7 +15,6 @@ from PIL import Image
 from minisrcnn.errors import MinisrcnnError
 from minisrcnn.imaging.files import (
     atomic_open,
-    check_writable_suffix,
     find_images,
     is_image,
     read_image,
@@ -218,7 +217,7 @@ def png(width, height, data=b""):
 
 def test_a_decompression_bomb_is_refused_before_decoding(tmp_path):
     (tmp_path / "a.png").write_bytes(png(100_000, 100_000))
-    with pytest.raises(MinisrcnnError, match=r"limit of 178,956,970 pixels"):
+    with pytest.raises(MinisrcnnError, match=r"limit of 250,000,000 pixels"):
         read_image(tmp_path / "a.png")
 
 
@@ -231,13 +230,17 @@ def test_photographs_that_pillow_only_warns_of_are_read(tmp_path):
         assert read_image(tmp_path / "a.png").shape == (10_000, 10_000)
 
 
-def test_pixels_that_do_not_fit_8_bits(tmp_path):
-    Image.fromarray(np.full((3, 3), 0.5, np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(MinisrcnnError, match="floating-point"):
-        read_image(tmp_path / "a.tif")
-    Image.fromarray(np.full((3, 3), 70_000, np.int32)).save(tmp_path / "a.tif")
-    with pytest.raises(MinisrcnnError, match="32-bit"):
-        read_image(tmp_path / "a.tif")
+def test_floating_point_and_32_bits_are_scaled(tmp_path):
+    Image.fromarray(np.array([[0, 0.5, 1]], np.float32)).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), [[0, 128, 255]])
+    Image.fromarray(np.array([[70_000, 140_000]], np.int32)).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), [[0, 255]])
+
+
+def test_a_fifo_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(MinisrcnnError, match="not a regular file"):
+        read_image(tmp_path / "a.png")
 
 
 # --- what cannot be written
@@ -248,7 +251,6 @@ def test_pixels_that_do_not_fit_8_bits(tmp_path):
     [
         ("a.xyz", picture((4, 4)), MinisrcnnError, r"cannot write \.xyz; use one of .*\.png"),
         ("a", picture((4, 4)), MinisrcnnError, "without a suffix"),
-        ("a.gif", picture((4, 4)), MinisrcnnError, r"\.gif"),
         ("a.jpg", picture((4, 4, 4)), MinisrcnnError, r"no transparency; use \.png"),
         ("a.bmp", picture((4, 4, 4)), MinisrcnnError, "no transparency"),
         ("a.pgm", picture((4, 4, 3)), MinisrcnnError, "no colour"),
@@ -258,7 +260,7 @@ def test_pixels_that_do_not_fit_8_bits(tmp_path):
         ("a.png", picture((4, 4, 2)), ValueError, r"\(4, 4, 2\)"),
         ("a.png", picture((4,)), ValueError, r"\(4,\)"),
         ("a.png", picture((0, 4)), ValueError, "at least one pixel"),
-        ("a.webp", picture((1, 20_000)), MinisrcnnError, "cannot be written"),
+        ("a.webp", picture((1, 20_000)), MinisrcnnError, "WEBP holds 16,383 a side"),
     ],
 )
 def test_what_cannot_be_written(tmp_path, name, image, error, words):
@@ -318,10 +320,6 @@ def test_long_names_can_be_written(tmp_path):
     path = tmp_path / ("n" * 250 + ".png")
     write_image(path, picture((4, 4)))
     assert path.exists()
-
-
-def test_check_writable_suffix():
-    assert check_writable_suffix("a/b.PNG") == ".png"
 
 
 # --- what is a picture, and where

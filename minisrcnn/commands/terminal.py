@@ -86,12 +86,20 @@ def console(stderr: bool = False) -> Console:
 
 def note(text: str) -> None:
     """Print a line on standard error."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def complain(text: str) -> None:
     """Print an error as one line on standard error."""
-    print(f"minisrcnn: {' '.join(text.split())}", file=sys.stderr)
+    print(f"minisrcnn: {printable(' '.join(text.split()))}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped: names of files can hold any."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape",
+                   "surrogatepass").decode() for c in text)
 
 
 @contextlib.contextmanager

@@ -2,65 +2,296 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import contextlib
+import functools
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import MinisrcnnError
-from .terminal import Backend, Model, Scale, complain, load_network, note, progress_bar
+from .terminal import (
+    Backend,
+    Model,
+    complain,
+    load_network,
+    note,
+    print_json,
+    printable,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from ..upscale.batch import Outcome
+    from ..upscale.pixels import Networks
 
 
 def upscale_command(
     inputs: Annotated[list[str], typer.Argument(
-        metavar="INPUT...", help="Pictures, folders of pictures, or patterns such as 'in/*.jpg'.")],
+        metavar="INPUT...", help="Pictures, folders of pictures, patterns such as 'in/*.jpg', or - "
+        "for standard input.")],
     out: Annotated[str | None, typer.Option(
         "-o", "--out", metavar="OUT", show_default="NAME_x3.png beside each picture",
-        help="A file, for one picture, or a folder.")] = None,
-    scale: Scale = None,
+        help="A file, for one picture; a folder; or - for standard output.")] = None,
+    scale: Annotated[float | None, typer.Option(
+        min=1.01, max=16, help="How many times larger; 2.5 is the next larger model, then down.",
+        show_default="the model's own, else 3")] = None,
+    size: Annotated[str | None, typer.Option(
+        metavar="WxH", help="Fit each picture into W x H pixels instead; Wx or xH: one side.",
+        )] = None,
     model: Model = None,
     backend: Backend = "auto",
+    format: Annotated[str | None, typer.Option(
+        metavar="FORMAT", show_default="png; tif for a TIFF of several pages",
+        help="png, jpg, webp, tif, avif, heic, gif, bmp, ppm, or same: the picture's own.")] = None,
+    quality: Annotated[int | None, typer.Option(
+        min=1, max=100, show_default="95; WebP lossless",
+        help="Of JPEG, WebP, AVIF and HEIC.")] = None,
+    suffix: Annotated[str | None, typer.Option(
+        metavar="TEXT", show_default="_x3", help="What results are called after the name.")] = None,
+    recursive: Annotated[bool, typer.Option(
+        "-r", "--recursive", help="Take folders in folders too, and keep their tree.")] = False,
+    skip_existing: Annotated[bool, typer.Option(
+        "--skip-existing", help="Leave out pictures whose result exists, even those that were "
+        "named; of folders they are left out anyway.")] = False,
     overwrite: Annotated[bool, typer.Option(
-        "--overwrite", help="Replace files of the default names.")] = False,
+        "--overwrite", help="Replace results that exist.")] = False,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Say what would be written, and stop.")] = False,
+    strip: Annotated[bool, typer.Option(
+        "--strip", help="Leave out EXIF with its places, XMP, IPTC and text.")] = False,
+    first_frame: Annotated[bool, typer.Option(
+        "--first-frame", help="Take the first frame or page alone.")] = False,
+    scale_dpi: Annotated[bool, typer.Option(
+        "--scale-dpi", help="Multiply the DPI: the printed size stays.")] = False,
+    max_input: Annotated[float, typer.Option(
+        "--max-input", metavar="MP", help="Refuse pictures of more megapixels.")] = 250,
+    max_output: Annotated[float, typer.Option(
+        "--max-output", metavar="MP", help="Refuse results of more megapixels, all frames "
+        "together.")] = 4000,
+    jobs: Annotated[int, typer.Option(
+        min=1, max=256, help="Processes that share the work.")] = 1,
+    shard: Annotated[str | None, typer.Option(
+        metavar="I/N", show_default="all, or the rank under mpiexec",
+        help="Do part I, from 0, of N: for job arrays.")] = None,
+    manifest: Annotated[str | None, typer.Option(
+        metavar="FILE", help="Append a line of JSON for every picture.")] = None,
+    resume: Annotated[bool, typer.Option(
+        "--resume", help="Leave out what the manifest says is done.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a report as JSON.")] = False,
+    contact_sheet: Annotated[str | None, typer.Option(
+        metavar="FILE", help="Write details, before beside after, into one picture.")] = None,
 ) -> None:
     """Upscale pictures: the luma through the network, the colours bicubic."""
-    from ..checkpoint import latest_model
-    from ..engine.backends import announce_backend
-    from ..upscale import plan, run_job
+    from ..imaging.decode import quiet
+    from ..imaging.save import FORMATS
+    from ..upscale.batch import shard_of
+    from ..upscale.plan import find_sources, make_plan
+    from ..upscale.plan import shard as shard_jobs
+    from ..upscale.run import Options
 
+    if format is not None:
+        format = format.lower().lstrip(".")
+        if format != "same" and f".{format}" not in FORMATS:
+            known = ", ".join(sorted(name[1:] for name in FORMATS))
+            raise MinisrcnnError(f"--format is {format!r}, want same or one of {known}")
+    box = _box(size)
+    part = shard_of(shard)
+    if resume and manifest is None:
+        raise MinisrcnnError("--resume needs the --manifest of the run to go on with")
+    with quiet(), _stopped_cleanly():
+        problems: list[str] = []
+        notes: list[str] = []
+        sources = find_sources(inputs, recursive, problems, notes)
+        for text in problems:
+            complain(text)
+        if not sources:
+            raise typer.Exit(2)
+        if contact_sheet is not None:
+            from ..imaging.save import format_of
+
+            format_of(contact_sheet)
+        load = functools.partial(load_networks, model, scale, backend)
+        networks, scale = load_named(model, scale, backend)
+        ending = suffix if suffix is not None else _default_suffix(scale, box)
+        plan = make_plan(sources, out, ending, format, skip_existing, overwrite)
+        todo = shard_jobs(plan.jobs, *part)
+        for text in notes + plan.notes:
+            note(text)
+        if part[1] > 1:
+            note(f"Part {part[0]} of {part[1]}: {len(todo)} of {len(plan.jobs)} pictures.")
+        if dry_run:
+            for job in todo:
+                print(printable(f"{job.source} -> {job.target}"))
+            raise typer.Exit(1 if problems else 0)
+        options = Options(
+            scale=scale, box=box, format="png" if format in (None, "same") else str(format),
+            quality=quality, overwrite=overwrite, strip=strip, first_frame=first_frame,
+            scale_dpi=scale_dpi, max_pixels=round(max_input * 1e6),
+            max_output=round(max_output * 1e6))
+        outcomes = _run(todo, networks, load, options, jobs,
+                        _manifest_of(manifest, part), resume, as_json)
+        if contact_sheet is not None:
+            _sheet(contact_sheet, outcomes)
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    if as_json:
+        from ..upscale.batch import as_dict
+
+        print_json({"pictures": [as_dict(outcome) for outcome in outcomes],
+                    "problems": problems})
+    if failed or problems:
+        note(f"{failed + len(problems)} of {len(outcomes) + len(problems)} inputs failed.")
+        raise typer.Exit(1)
+
+
+def load_named(
+    model: str | None, scale: float | None, backend: str
+) -> tuple[Networks, float]:
+    """Return the networks of a model, and the scale that is wanted; the last training's if none."""
+    from ..engine.backends import announce_backend
+
+    whole = None if scale is None else _next_whole(scale)
     if model is None:
-        wanted = 3 if scale is None else scale
+        from ..checkpoint import latest_model
+
+        wanted = whole or 3
         latest = latest_model(wanted)
         if latest is None:
             raise MinisrcnnError(
                 f"no model for scale {wanted} in runs/: train one (minisrcnn train --scale "
                 f"{wanted}), or name a file with --model (the authors' .mat files are read too)")
         note(f"Using {latest}, the last training for scale {wanted}.")
-        model, scale = str(latest), wanted
-    _, _, net, scale = load_network(model, scale, backend)
+        model, whole = str(latest), wanted
+    _, _, net, whole = load_network(model, whole, backend)
     assert net is not None
     if net.channels != 1:
         raise MinisrcnnError(f"{model}: has {net.channels} channels, want a model of 1: "
                              "the network restores Y alone")
-    failed: list[str] = []
-    jobs, skipped = plan(inputs, out, scale, failed)
-    total = len(jobs) + len(failed)
-    for text in failed:
-        complain(text)
-    if not jobs:
-        raise typer.Exit(2)
-    if skipped:
-        note(f"Skipping {len(skipped)} pictures that an earlier run has made "
-              f"({skipped[0].name}, ...): name them to upscale them again.")
     announce_backend(net.backend, backend, note)
-    for job in jobs:
-        try:
-            with progress_bar(job.source.name) as progress:
-                run_job(job, net, scale, overwrite, progress)
-        except MinisrcnnError as error:
-            complain(str(error))
-            failed.append(str(error))
-        else:
-            print(job.target)
-    if failed:
-        note(f"{len(failed)} of {total} inputs failed.")
-        raise typer.Exit(1)
+    return functools.partial(_repeated, (net, whole)), whole if scale is None else scale
+
+
+def load_networks(model: str | None, scale: float | None, backend: str) -> Networks:
+    """Return the networks of a model, in a worker process: what is to be said was said."""
+    with contextlib.redirect_stderr(None):
+        return load_named(model, scale, backend)[0]
+
+
+def _repeated(step: tuple[Any, int], factor: float) -> list[tuple[Any, int]]:
+    """The one network, as often as it takes to enlarge by a factor."""
+    steps, reached = [step], float(step[1])
+    while reached < factor - 1e-9:
+        steps.append(step)
+        reached *= step[1]
+    return steps
+
+
+def _next_whole(scale: float) -> int:
+    return max(2, int(-(-scale // 1)))
+
+
+def _default_suffix(scale: float, box: tuple[int | None, int | None] | None) -> str:
+    if box is None:
+        return f"_x{scale:g}"
+    return "_" + "x".join(str(side or "") for side in box)
+
+
+def _box(text: str | None) -> tuple[int | None, int | None] | None:
+    if text is None:
+        return None
+    width, cross, height = text.lower().partition("x")
+    sides = [int(side) if side.isdecimal() else None if side == "" else 0
+             for side in (width, height)]
+    if not cross or 0 in sides or sides == [None, None]:
+        raise MinisrcnnError(f"--size is {text!r}, want WxH, Wx or xH, such as 1920x1080")
+    return sides[0], sides[1]
+
+
+def _manifest_of(path: str | None, part: tuple[int, int]) -> Path | None:
+    """Every part has a manifest of its own: files on several machines cannot be appended to."""
+    if path is None or part[1] == 1:
+        return (path and Path(path)) or None
+    name = Path(path)
+    return name.with_name(f"{name.stem}.{part[0]}-of-{part[1]}{name.suffix}")
+
+
+def _run(
+    todo: list[Any], networks: Networks, load: Any, options: Any, jobs: int, path: Path | None,
+    resume: bool, as_json: bool,
+) -> list[Outcome]:
+    from ..upscale.batch import Manifest, run_jobs, run_workers
+    from ..upscale.plan import STANDARD
+    from ..upscale.run import remove_leftovers
+
+    manifest = Manifest(path) if path is not None else None
+    if manifest is not None and resume:
+        finished = manifest.finished()
+        left = [job for job in todo if (str(job.source), str(job.target)) not in finished]
+        if len(left) < len(todo):
+            note(f"Going on: {len(todo) - len(left)} of {len(todo)} pictures are done.")
+        todo = left
+        for job in todo:
+            remove_leftovers(job.target)
+    outcomes: list[Outcome] = []
+    if not todo:
+        return outcomes
+    title = todo[0].source.name if len(todo) == 1 else f"{len(todo)} pictures"
+    with progress_bar(title) as progress:
+        def report(done: float) -> None:
+            progress(round(1000 * done), 1000 * len(todo))
+
+        running: Any = (run_workers(todo, load, options, jobs, report) if jobs > 1 and len(todo) > 1
+                   else run_jobs(todo, networks, options, report))
+        with contextlib.closing(running), contextlib.closing(manifest or contextlib.ExitStack()):
+            for outcome in running:
+                if manifest is not None:
+                    manifest.add(outcome)
+                outcomes.append(outcome)
+                if outcome.error is not None:
+                    complain(outcome.error)
+                    continue
+                assert outcome.result is not None
+                if outcome.result.notes:
+                    note(f"{outcome.result.source}: {'; '.join(outcome.result.notes)}")
+                if not as_json and str(outcome.job.target) != STANDARD:
+                    print(printable(str(outcome.job.target)), flush=True)
+    return outcomes
+
+
+def _sheet(path: str, outcomes: list[Outcome]) -> None:
+    from ..upscale.sheet import MOST, write_sheet
+
+    done = [(str(o.job.source), str(o.job.target)) for o in outcomes if o.error is None]
+    if len(done) > MOST:
+        note(f"{path}: shows the first {MOST} of {len(done)} pictures.")
+    write_sheet(path, done)
+
+
+@contextlib.contextmanager
+def _stopped_cleanly() -> Iterator[None]:
+    """End at SIGTERM and SIGHUP as at Ctrl-C: half-written files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    names = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(name, stop) for name in names
+              if signal.getsignal(name) != signal.SIG_IGN}
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not received:
+            raise
+        complain(f"stopped by {signal.Signals(received[0]).name}")
+        raise typer.Exit(128 + received[0]) from None
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,12 +1,6 @@
-"""Pictures in and out of files, through imageio's Pillow. Every failure is one clear line.
+"""Picture files by name: found, read as 8-bit arrays, written whole or not at all.
 
-Writing is imageio's. Reading asks Pillow itself, for two things that imageio has no door to: which
-decoders may touch a file from a stranger, and conversion in strips, so that a large photograph
-is not held four times over.
-
-Limits. Files are decoded only from the formats in ``READABLE`` (none of which runs another
-program), up to the size at which Pillow suspects a decompression bomb: twice
-``PIL.Image.MAX_IMAGE_PIXELS``, 178,956,970 pixels unless a program sets it otherwise.
+Every failure is one clear line.
 """
 
 from __future__ import annotations
@@ -15,7 +9,6 @@ import contextlib
 import glob
 import os
 import secrets
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -24,32 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MinisrcnnError, reason
+from .decode import open_picture, quiet
+from .metadata import Metadata
+from .pages import Page
+from .save import check_size, format_of, write_picture
 
-READABLE = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-
-_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"}
-_SUFFIXES |= {".ppm", ".tif", ".tiff", ".webp"}
-
-_WRITERS: dict[str, dict[str, Any]] = {
-    ".bmp": {},
-    ".jpeg": {"quality": 95},
-    ".jpg": {"quality": 95},
-    ".pgm": {},
-    ".png": {},
-    ".ppm": {},
-    ".tif": {},
-    ".tiff": {},
-    ".webp": {"lossless": True},
-}
-_NO_ALPHA = {".bmp", ".jpeg", ".jpg", ".pgm", ".ppm"}
-
-_STRIP = 1 << 20  # pixels converted at a time
+_SUFFIXES = {
+    ".apng", ".avif", ".avifs", ".bmp", ".bw", ".dib", ".gif", ".heic", ".heics", ".heif", ".heifs",
+    ".hif", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg",
+    ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".pnm", ".png", ".ppm", ".qoi", ".rgb", ".rgba", ".sgi",
+    ".tga", ".tif", ".tiff", ".webp",
+}  # fmt: skip
 
 PathLike = str | os.PathLike[str]
 
 
 def read_image(path: PathLike) -> NDArray[np.uint8]:
-    """Read a picture as uint8: the first frame, turned as its EXIF orientation says.
+    """Read a picture as uint8: the first frame, rotated or flipped as its orientation says.
+
+    :func:`minisrcnn.imaging.decode.open_picture` keeps more of it: all frames, 16 bits, metadata.
 
     Parameters
     ----------
@@ -58,72 +44,30 @@ def read_image(path: PathLike) -> NDArray[np.uint8]:
     Returns
     -------
     uint8 ndarray
-        (H, W) for grayscale, black and white, and 16-bit grayscale (scaled to 8 bits);
-        (H, W, 3) for colour, palettes and CMYK (converted without colour profiles);
+        (H, W) for grayscale and black and white; (H, W, 3) for colour, palettes and CMYK;
         (H, W, 4) where there is transparency (an alpha channel, a transparent colour or palette
-        entry), for grayscale too.
+        entry), for grayscale too. 16 bits are scaled to 8.
 
     Raises
     ------
     MinisrcnnError
-        Where the file is missing, unreadable, truncated, corrupt, too large, of a format that is
-        not in ``READABLE``, or holds floating-point or 32-bit pixels.
+        Where the file is missing, unreadable, truncated, corrupt, too large or of a format that
+        cannot be read.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    path = os.fspath(path)
-    Image.init()
-    formats = [name for name in READABLE if name in Image.OPEN]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large photographs and of odd metadata
-            with Image.open(path, formats=formats) as picture:
-                picture.load()
-                ImageOps.exif_transpose(picture, in_place=True)
-                return _pixels(picture)
-    except MinisrcnnError as error:
-        raise MinisrcnnError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise MinisrcnnError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise MinisrcnnError(f"{path}: a folder, not a picture") from None
-    except PermissionError:
-        raise MinisrcnnError(f"{path}: not allowed to read it") from None
-    except UnidentifiedImageError:
-        raise MinisrcnnError(f"{path}: not a picture in a format that can be read") from None
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise MinisrcnnError(f"{path}: too large, above the limit of {limit:,} pixels") from None
-    except MemoryError:
-        raise MinisrcnnError(f"{path}: too large for the memory of this machine") from None
-    except Exception as error:  # a damaged file can raise anything inside a decoder
-        raise MinisrcnnError(f"{path}: damaged or unreadable picture ({reason(error)})") from error
+    with quiet(), open_picture(path) as picture:
+        pixels = next(picture.frames(first_only=True)).pixels
+    if pixels.shape[2:] == (2,):
+        pixels = np.concatenate([np.repeat(pixels[..., :1], 3, axis=2), pixels[..., 1:]], axis=2)
+    return np.ascontiguousarray(to_8_bits(pixels))
 
 
-def _pixels(picture: Any) -> NDArray[np.uint8]:
-    mode = picture.mode
-    if mode.startswith("I;16") or mode == "I":
-        values = np.asarray(picture).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise MinisrcnnError("32-bit pixels, which cannot be read; save it with 8 or 16 bits")
-        return ((values * 255 + 32767) // 65535).astype(np.uint8)
-    if mode == "F":
-        raise MinisrcnnError("floating-point pixels, which cannot be read; save it with 8 bits")
-    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
-        if mode in ("La", "RGBa"):  # premultiplied
-            picture = picture.convert(mode[:-1] + "A")
-        return _array(picture, "RGBA")
-    return _array(picture, "L" if mode in ("1", "L") else "RGB")
-
-
-def _array(picture: Any, mode: str) -> NDArray[np.uint8]:
-    """Convert in strips: Pillow's own way holds a large photograph four times over."""
-    W, H = picture.size
-    out = np.empty((H, W) if mode == "L" else (H, W, len(mode)), np.uint8)
-    step = max(1, _STRIP // W)
-    for y in range(0, H, step):
-        strip = picture.crop((0, y, W, min(y + step, H)))
-        out[y : y + step] = np.asarray(strip if strip.mode == mode else strip.convert(mode))
+def to_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale uint16 to uint8, rounded to the nearest; uint8 stays as it is."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    out = np.empty(pixels.shape, np.uint8)
+    for y in range(0, len(pixels), 64):
+        out[y : y + 64] = (pixels[y : y + 64].astype(np.uint32) * 255 + 32767) // 65535
     return out
 
 
@@ -154,26 +98,6 @@ def atomic_open(path: PathLike) -> Iterator[IO[bytes]]:
         raise
 
 
-def check_writable_suffix(path: PathLike) -> str:
-    """The lower-case suffix of a picture that can be written; MinisrcnnError for any other."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in _WRITERS:
-        known = " ".join(sorted(_WRITERS))
-        raise MinisrcnnError(
-            f"{os.fspath(path)}: cannot write {suffix or 'without a suffix'}; use one of {known}"
-        )
-    return suffix
-
-
-def check_alpha(path: PathLike, image: NDArray[np.uint8]) -> None:
-    """MinisrcnnError where the picture has transparency and the suffix's format has none."""
-    suffix = check_writable_suffix(path)
-    if image.shape[2:] == (4,) and suffix in _NO_ALPHA:
-        raise MinisrcnnError(
-            f"{os.fspath(path)}: {suffix} holds no transparency; use .png, .tif or .webp"
-        )
-
-
 def write_image(path: PathLike, image: NDArray[np.uint8]) -> None:
     """Write a picture, whole or not at all, in the format that the suffix names.
 
@@ -190,34 +114,50 @@ def write_image(path: PathLike, image: NDArray[np.uint8]) -> None:
     TypeError, ValueError
         For another dtype or shape.
     MinisrcnnError
-        For a suffix that cannot be written, transparency in a format that has none, a folder that
-        is missing or not writable, a full disk.
+        For a suffix that cannot be written, transparency or colour in a format that has none, a
+        folder that is missing or not writable, a full disk.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"image: wanted a uint8 array, got {got}")
+        raise TypeError(f"image is {got}, want a uint8 array")
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
-        raise ValueError(f"image: wanted shape (H, W), (H, W, 3) or (H, W, 4), got {image.shape}")
+        raise ValueError(f"image has shape {image.shape}, want (H, W), (H, W, 3) or (H, W, 4)")
     if image.size == 0:
-        raise ValueError(f"image: wanted at least one pixel, got shape {image.shape}")
-    suffix = check_writable_suffix(path)
+        raise ValueError(f"image has shape {image.shape}, want at least one pixel")
+    kind = format_of(path)
     path = os.fspath(path)
-    check_alpha(path, image)
-    if image.ndim == 3 and suffix == ".pgm":
-        raise MinisrcnnError(f"{path}: .pgm holds no colour; use .png or .ppm")
-    import imageio.v3 as iio
+    H, W = image.shape[:2]
+    channels = image.shape[2] if image.ndim == 3 else 1
+    check_size(kind, path, H, W)
+    if channels == 4 and "transparency" not in kind.holds:
+        raise no_transparency(path)
+    if channels > 1 and "colour" not in kind.holds:
+        raise MinisrcnnError(f"{path}: {Path(path).suffix} holds no colour; use .png or .ppm")
+    page = Page(H, W, channels, image.dtype, [np.ascontiguousarray(image)])
+    with writing(path) as file:
+        write_picture(file, kind, Path(path).suffix.lower(), [page], Metadata())
 
+
+def no_transparency(path: PathLike) -> MinisrcnnError:
+    """Return the error of a picture with transparency and a format without."""
+    return MinisrcnnError(f"{os.fspath(path)}: {Path(path).suffix} holds no transparency; "
+                          "use .png, .tif or .webp")
+
+
+@contextlib.contextmanager
+def writing(path: PathLike) -> Iterator[IO[bytes]]:
+    """Open a picture to be written whole or not at all; every failure is a MinisrcnnError."""
+    path = os.fspath(path)
     try:
         with atomic_open(path) as file:
-            iio.imwrite(file, np.ascontiguousarray(image), plugin="pillow", extension=suffix,
-                        **_WRITERS[suffix])
+            yield file
     except FileNotFoundError:
         raise MinisrcnnError(f"{path}: no such folder") from None
     except IsADirectoryError:
         raise MinisrcnnError(f"{path}: a folder is in the way") from None
     except PermissionError:
         raise MinisrcnnError(f"{path}: not allowed to write there") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise MinisrcnnError(f"{path}: cannot be written ({reason(error)})") from error
 
 
@@ -228,7 +168,11 @@ def is_image(path: PathLike) -> bool:
 
 
 def find_images(
-    paths: PathLike | Iterable[PathLike], problems: list[str] | None = None
+    paths: PathLike | Iterable[PathLike],
+    problems: list[str] | None = None,
+    *,
+    recursive: bool = False,
+    others: list[Path] | None = None,
 ) -> list[Path]:
     """The pictures that files, folders and patterns name.
 
@@ -240,6 +184,10 @@ def find_images(
         pictures that match it, sorted.
     problems : list of str, optional
         Where given, a name that finds nothing adds its line here instead of raising.
+    recursive : bool
+        Whether a folder stands for the pictures in folders below it too; hidden ones are left out.
+    others : list of Path, optional
+        Files of folders that are no pictures by their names are added here.
 
     Returns
     -------
@@ -256,7 +204,7 @@ def find_images(
     found: dict[str, Path] = {}
     for item in paths:
         try:
-            for path in _expand(os.fspath(item)):
+            for path in _expand(os.fspath(item), recursive, others):
                 found.setdefault(os.path.realpath(path), path)
         except MinisrcnnError as error:
             if problems is None:
@@ -265,11 +213,14 @@ def find_images(
     return list(found.values())
 
 
-def _expand(item: str) -> list[Path]:
+def _expand(item: str, recursive: bool, others: list[Path] | None) -> list[Path]:
     path = Path(item)
     try:
         if path.is_dir():
-            images = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
+            files = sorted(_files(path, recursive))
+            images = [p for p in files if is_image(p)]
+            if others is not None:
+                others += [p for p in files if not is_image(p)]
             if not images:
                 raise MinisrcnnError(f"{item}: a folder without pictures")
             return images
@@ -284,3 +235,14 @@ def _expand(item: str) -> list[Path]:
             raise MinisrcnnError(f"{item}: no picture matches")
         return images
     raise MinisrcnnError(f"{item}: no such file or folder")
+
+
+def _files(folder: Path, recursive: bool) -> Iterator[Path]:
+    """The files of a folder that are not hidden."""
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_file():
+            yield path
+        elif recursive and path.is_dir() and not path.is_symlink():
+            yield from _files(path, recursive)

@@ -1,0 +1,214 @@
+"""Arrays to picture files: which format holds what, and what a picture would lose in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MinisrcnnError
+from .jpeg import jpeg_cannot_hold, write_jpeg
+from .metadata import Metadata
+from .pages import Page, whole
+from .png import write_png
+from .tiff import write_tiff
+
+QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that can be written.
+
+    Attributes
+    ----------
+    name : str
+        As Pillow names it.
+    holds : frozenset of str
+        Of "transparency", "colour", "16 bits", "animation", "pages", and of the names of
+        :meth:`Metadata.names`.
+    most : int
+        Pixels a side.
+    quality : bool
+        Whether it has a quality, 1 to 100.
+    """
+
+    name: str
+    holds: frozenset[str]
+    most: int
+    quality: bool = False
+
+
+def _format(name: str, most: int, holds: str, quality: bool = False) -> Format:
+    return Format(name, frozenset(holds.split(", ")), most, quality)
+
+
+_PNG = _format("PNG", 2**31 - 1, "transparency, colour, 16 bits, animation, colour profile, EXIF, "
+                                 "XMP, DPI, text, PNG gamma")
+_TIFF = _format("TIFF", 2**31 - 1, "transparency, colour, 16 bits, pages, colour profile, EXIF, "
+                                   "XMP, IPTC, DPI")
+_JPEG = _format("JPEG", 65_535, "colour, colour profile, EXIF, XMP, IPTC, DPI, comment", True)
+_WEBP = _format("WEBP", 16_383, "transparency, colour, animation, colour profile, EXIF, XMP", True)
+_AVIF = _format("AVIF", 65_535, "transparency, colour, animation, colour profile, EXIF, XMP", True)
+_HEIF = _format("HEIF", 16_384, "transparency, colour, colour profile, EXIF, XMP", True)
+_GIF = _format("GIF", 65_535, "transparency, colour, animation, comment")
+
+FORMATS = {
+    ".avif": _AVIF, ".bmp": _format("BMP", 2**31 - 1, "colour, DPI"), ".gif": _GIF,
+    ".heic": _HEIF, ".heif": _HEIF, ".jfif": _JPEG, ".jpe": _JPEG, ".jpeg": _JPEG, ".jpg": _JPEG,
+    ".pgm": _format("PPM", 2**31 - 1, ""), ".apng": _PNG, ".png": _PNG,
+    ".ppm": _format("PPM", 2**31 - 1, "colour"), ".tif": _TIFF, ".tiff": _TIFF, ".webp": _WEBP,
+}  # fmt: skip
+
+
+def format_of(path: str | os.PathLike[str]) -> Format:
+    """Return the format that a suffix names; MinisrcnnError for one that cannot be written."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise MinisrcnnError(f"{os.fspath(path)}: cannot write {suffix or 'without a suffix'}; "
+                             f"use one of {' '.join(sorted(FORMATS))}")
+    kind = FORMATS[suffix]
+    _require(kind, os.fspath(path))
+    return kind
+
+
+def _require(kind: Format, path: str) -> None:
+    """MinisrcnnError where this installation cannot write a format."""
+    if kind.name == "HEIF":
+        try:
+            import pillow_heif
+        except ImportError:
+            raise MinisrcnnError(f"{path}: writing HEIC needs pip install pillow-heif") from None
+        pillow_heif.register_heif_opener()
+    elif kind.name in ("AVIF", "WEBP"):
+        from PIL import features
+
+        if not features.check(kind.name.lower()):
+            raise MinisrcnnError(f"{path}: this Pillow cannot write {kind.name}")
+
+
+def check_size(kind: Format, path: str, H: int, W: int) -> None:
+    """MinisrcnnError where a picture has more pixels a side than its format holds."""
+    if max(H, W) > kind.most:
+        raise MinisrcnnError(f"{path}: {W}x{H} pixels, {kind.name} holds {kind.most:,} a side: "
+                             "use .png or .tif")
+
+
+def lost(kind: Format, metadata: Metadata, page: Page, frames: int, animated: bool) -> set[str]:
+    """Return the names of what a format cannot hold of a picture."""
+    names = metadata.names() - kind.holds
+    if kind.name == "JPEG":
+        names |= jpeg_cannot_hold(metadata)
+    if "comment" in kind.holds and set(metadata.text) == {"Comment"}:
+        names -= {"text"}
+    if metadata.profile and "colour profile" not in names and not _fits(kind, metadata, page):
+        names.add("colour profile")
+    if page.dtype == np.uint16 and "16 bits" not in kind.holds:
+        names.add("more than 8 bits")
+    if page.channels > 2 and kind.name == "GIF":
+        names.add("more than 256 colours")
+    if page.channels > 2 and "colour" not in kind.holds:
+        names.add("colour")
+    if frames > 1 and ("animation" if animated else "pages") not in kind.holds:
+        names.add(f"all but the first of {frames} {'frames' if animated else 'pages'}")
+    return names
+
+
+def _fits(kind: Format, metadata: Metadata, page: Page) -> bool:
+    """Whether a profile is for the colours of the file (ICC.1, section 7.2.6)."""
+    assert metadata.profile is not None
+    gray = page.channels < 3 and kind.name in ("PNG", "TIFF", "JPEG")
+    return metadata.profile[16:20] == (b"GRAY" if gray else b"RGB ")
+
+
+def write_picture(
+    file: IO[bytes],
+    kind: Format,
+    suffix: str,
+    pages: Iterable[Page],
+    metadata: Metadata,
+    frames: int = 1,
+    loop: int = 0,
+    quality: int | None = None,
+) -> None:
+    """Write a picture to an open file.
+
+    Parameters
+    ----------
+    file : binary file, seekable for TIFF
+    kind, suffix
+        The format and the suffix that names it.
+    pages : iterable of Page
+        ``frames`` of them, of channels and dtype that the format holds.
+    metadata : Metadata
+        Without what :func:`lost` names.
+    frames, loop : int
+        Number of frames or pages; how often an animation is played, 0 for ever.
+    quality : int, optional
+        1 to 100; by default lossless WebP, and 95 elsewhere.
+    """
+    if kind.name == "PNG":
+        write_png(file, pages, metadata, frames, loop)
+    elif kind.name == "TIFF":
+        write_tiff(file, pages, metadata)
+    elif kind.name == "JPEG":
+        write_jpeg(file, next(iter(pages)), metadata, quality or QUALITY)
+    else:
+        _by_pillow(file, kind, suffix, iter(pages), metadata, frames, loop, quality)
+
+
+def _by_pillow(
+    file: IO[bytes], kind: Format, suffix: str, pages: Iterator[Page], metadata: Metadata,
+    frames: int, loop: int, quality: int | None,
+) -> None:
+    from PIL import Image
+
+    durations: list[float] = []
+
+    def pictures() -> Iterator[Any]:
+        for page in pages:
+            durations.append(page.duration or 0)
+            yield Image.fromarray(_plain(whole(page)))
+
+    source = pictures()
+    options: dict[str, Any] = {}
+    if metadata.exif:
+        options["exif"] = b"Exif\0\0" + metadata.exif
+    if metadata.xmp:
+        options["xmp"] = metadata.xmp
+    if metadata.profile:
+        options["icc_profile"] = metadata.profile
+    if metadata.dpi:
+        options["dpi"] = metadata.dpi
+    if kind.quality:
+        options["quality"] = quality or QUALITY
+    if kind.name == "WEBP" and quality is None:
+        options |= {"lossless": True, "quality": 60, "exact": True}
+    if kind.name == "GIF" and "Comment" in metadata.text:
+        options["comment"] = metadata.text["Comment"].encode()
+    first = next(source)
+    if frames > 1:
+        # Pillow wants all durations before the frames: these are small against the frames.
+        rest = list(source)
+        options |= {"save_all": True, "append_images": rest,
+                    "duration": [round(value) for value in durations], "loop": loop}
+        if kind.name == "GIF":
+            options |= {"disposal": 2} if first.mode == "RGBA" else {}
+            del options["loop"]
+            if loop != 1:
+                options["loop"] = max(loop - 1, 0)
+    if suffix == ".pgm" and first.mode != "L":
+        raise MinisrcnnError(".pgm holds no colour; use .png or .ppm")
+    first.save(file, kind.name, **options)
+
+
+def _plain(pixels: NDArray[Any]) -> NDArray[Any]:
+    """As Pillow takes it: grayscale with alpha as colour."""
+    if pixels.shape[2:] == (2,):
+        return np.dstack([np.repeat(pixels[..., :1], 3, axis=2), pixels[..., 1:]])
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,274 @@
+"""Pictures as arrays: bicubic colours, and what the network changes in their luma.
+
+The network restores the bicubic Y. Y, Cb and Cr are linear in R, G and B, and white moves Y alone,
+so replacing Y is adding the same to the three colours:
+
+    R' = R + (Y' - Y) / 219 * 255        (G, B alike; grayscale is R = G = B)
+
+A strip of the result needs a few more rows of the bicubic Y above and below, as many as the
+kernels reach. With these at hand a strip has the very pixels that the whole would have, so
+memory does not grow with the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arguments import check_integer
+from ..imaging.pages import ahead
+from ..imaging.resize import Axis, axis_weights, resize_by_weights
+
+if TYPE_CHECKING:
+    from ..srcnn import SRCNN
+
+    Networks = Callable[[float], Sequence[tuple[SRCNN, int]]]
+
+Image = NDArray[Any]
+
+# Pixels of the result that are worked on at once; with its planes a strip takes about 25 bytes
+# a pixel, and two are under way.
+_STRIP = 1 << 21
+
+_LUMA = np.array([65.481, 128.553, 24.966], np.float32) / np.float32(255)  # of R, G, B; BT.601
+_BLACK, _SPAN = np.float32(16 / 255), np.float32(219 / 255)
+
+_BLEED = 2  # pixels over which visible colours are carried into transparent ones
+
+
+def upscale_image(image: Image, net: SRCNN, scale: int = 3) -> Image:
+    """Upscale one picture.
+
+    Parameters
+    ----------
+    image : uint8 or uint16 array, shape (H, W), (H, W, 2), (H, W, 3) or (H, W, 4)
+        Grayscale, RGB; of 2 and 4 channels the last is alpha, which is resized, bicubic.
+        Grayscale is taken as RGB of equal channels.
+    net : SRCNN
+        A network of one channel.
+    scale : int
+
+    Returns
+    -------
+    array, shape (scale * H, scale * W) and the channels and dtype of ``image``
+        Worked out in strips, and the same bit for bit however these are cut on backends whose
+        sums do not depend on the size of what they are given: ``numba`` and ``reference``. The
+        BLAS library behind ``numpy`` may round a last bit otherwise in another strip.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has another type, dtype or shape.
+    """
+    strips = upscale_strips(image, net, scale)
+    first = next(strips)
+    out = np.empty((image.shape[0] * scale, *first.shape[1:]), image.dtype)
+    out[: len(first)] = first
+    row = len(first)
+    for strip in strips:
+        out[row : row + len(strip)] = strip
+        row += len(strip)
+    return out
+
+
+def upscale_strips(
+    image: Image, net: SRCNN, scale: int = 3, pixels: int = _STRIP
+) -> Iterator[Image]:
+    """Yield the upscaled picture strip by strip, top to bottom.
+
+    Parameters
+    ----------
+    image, net, scale
+        As for :func:`upscale_image`.
+    pixels : int
+        About how many pixels a strip has; never less than one row.
+    """
+    if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
+        got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        raise TypeError(f"image is {got}, want a uint8 or uint16 array")
+    if image.size == 0 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (2,), (3,), (4,)):
+        raise ValueError(f"image has shape {image.shape}, "
+                         "want (H, W), (H, W, 2), (H, W, 3) or (H, W, 4)")
+    scale = check_integer("scale", scale)
+    if net.channels != 1:
+        raise ValueError(f"net has {net.channels} channels, want 1: the network restores Y alone")
+    return _strips(image, net, scale, pixels)
+
+
+def resized_strips(
+    image: Image, networks: Networks, H: int, W: int, pixels: int = _STRIP
+) -> Iterator[Image]:
+    """Yield the picture at any larger size: by the next larger network, then down, bicubic.
+
+    Parameters
+    ----------
+    image
+        As for :func:`upscale_image`.
+    networks : callable
+        Given a factor, returns networks and their scales, to be applied one after the other, that
+        enlarge at least so much.
+    H, W : int
+        Size of the result.
+    pixels : int
+        As for :func:`upscale_strips`.
+    """
+    steps = networks(max(H / image.shape[0], W / image.shape[1]))
+    for net, scale in steps[:-1]:
+        image = upscale_image(image, net, scale)
+    net, scale = steps[-1]
+    strips = upscale_strips(image, net, scale, pixels)
+    larger = image.shape[0] * scale, image.shape[1] * scale
+    return strips if larger == (H, W) else _shrunk(strips, larger, (H, W), pixels)
+
+
+def _strips(image: Image, net: SRCNN, scale: int, pixels: int) -> Iterator[Image]:
+    from minisrcnn.kernels.cpu import resample
+
+    H, W = image.shape[0] * scale, image.shape[1] * scale
+    x = np.ascontiguousarray(image if image.ndim == 3 else image[..., None])
+    flat = image.ndim == 2
+    top = np.float32(np.iinfo(image.dtype).max)
+    finish = resample.picture.compile(image.dtype.name)
+    across = _compiled(axis_weights(image.shape[1], W, float(scale)))
+    down = axis_weights(image.shape[0], H, float(scale))
+    above, below = _reach(net)
+    # A strip much lower than what it needs beside itself would be mostly repeated work.
+    rows = max(pixels // W, above + below, 1)
+    cuts = [(i, min(i + rows, H)) for i in range(0, H, rows)]
+
+    def planes() -> Iterator[Image]:
+        for start, stop in cuts:
+            yield bicubic_luma(x, scale, max(start - above, 0), min(stop + below, H))
+
+    for (start, stop), y in zip(cuts, ahead(planes(), len(cuts) > 1), strict=True):
+        change = np.clip(net.predict(y), 0, 1)
+        change -= y
+        change /= _SPAN
+        inner = start - max(start - above, 0)
+        weights, low, high = down.window(start, stop)
+        out = np.empty((stop - start, W, x.shape[2]), image.dtype)
+        finish(x[low:high], *_compiled(weights), *across,
+               change[inner : inner + stop - start].astype(np.float32, copy=False), top, out)
+        yield out[..., 0] if flat else out
+
+
+def _compiled(axis: Axis) -> tuple[Image, Image]:
+    """The weights and indices as the compiled code takes them."""
+    return (np.ascontiguousarray(axis.weights, np.float32),
+            np.ascontiguousarray(axis.taken, np.int64))
+
+
+def _reach(net: SRCNN) -> tuple[int, int]:
+    """Rows above and below that an output row depends on, one 'same' layer after another."""
+    sizes = [value.shape[2] for name, value in net.parameters.items() if value.ndim == 4]
+    return sum((K - 1) // 2 for K in sizes), sum(K // 2 for K in sizes)
+
+
+def bicubic_luma(image: Image, scale: int, first: int, last: int) -> NDArray[np.float32]:
+    """Return rows of the bicubic Y, in [0, 1], of a picture (H, W, C): what the network is given.
+
+    The weights are those of the whole picture; only the rows that these take are looked at.
+    """
+    from minisrcnn.kernels.cpu import resample
+
+    H, W = image.shape[:2]
+    rows, low, high = axis_weights(H, H * scale, float(scale)).window(first, last)
+    columns = axis_weights(W, W * scale, float(scale))
+    out = np.empty((last - first, W * scale), np.float32)
+    resample.plane.compile("float32")(
+        _luma(image, low, high), *_compiled(rows), *_compiled(columns), out)
+    return out
+
+
+def _luma(image: Image, low: int, high: int) -> NDArray[np.float32]:
+    """The Y of some rows; under transparent pixels that of the visible ones beside them."""
+    C = image.shape[2]
+    if C in (1, 3):
+        return _y(image[low:high], C)
+    bottom = len(image)
+    start, stop = max(low - _BLEED, 0), min(high + _BLEED, bottom)
+    part = image[start:stop]
+    y, alpha = _y(part, C - 1), part[..., -1]
+    top = np.iinfo(image.dtype).max
+    if (alpha != top).any():
+        y = _bled(y, alpha.astype(np.float32) / np.float32(top))
+    return np.ascontiguousarray(y[low - start : len(y) - (stop - high)])
+
+
+def _y(part: Image, colours: int) -> NDArray[np.float32]:
+    top = np.float32(np.iinfo(part.dtype).max)
+    if colours == 1:
+        y = part[..., 0].astype(np.float32)
+        y *= _SPAN / top
+    else:
+        weights = _LUMA / top
+        y = part[..., 0] * weights[0]
+        y += part[..., 1] * weights[1]
+        y += part[..., 2] * weights[2]
+    y += _BLACK
+    return y
+
+
+def _bled(y: Image, alpha: Image) -> Image:
+    """Carry visible luma into pixels that are more transparent than their neighbours.
+
+    A pixel keeps its own in proportion to its alpha over the largest alpha around it, so a
+    picture that is half transparent everywhere stays as it is.
+    """
+    from scipy import ndimage
+
+    taps = np.ones(2 * _BLEED + 1, np.float32)
+
+    def around(plane: Image) -> Image:
+        rows = ndimage.correlate1d(plane, taps, axis=0, mode="nearest")
+        return ndimage.correlate1d(rows, taps, axis=1, mode="nearest")
+
+    weight = around(alpha)
+    most = ndimage.maximum_filter(alpha, len(taps), mode="nearest")
+    visible = weight > 1e-4
+    mean = np.divide(around(alpha * y), weight, out=y.copy(), where=visible)
+    own = np.divide(alpha, most, out=np.ones_like(alpha), where=most > 0)
+    return own * y + (1 - own) * mean
+
+
+def _shrunk(
+    strips: Iterator[Image], larger: tuple[int, int], size: tuple[int, int], pixels: int
+) -> Iterator[Image]:
+    """Shrink a picture that comes in strips, by ``imresize``; a window of rows is held."""
+    (H, W), (h, w) = larger, size
+    down, across = axis_weights(H, h, h / H), axis_weights(W, w, w / W)
+    rows = max(pixels // W * h // H, 1)
+    held: list[Image] = []
+    start_held = end_held = 0
+    for start in range(0, h, rows):
+        part, low, high = down.window(start, min(start + rows, h))
+        while end_held < high:
+            strip = next(strips)
+            held.append(strip)
+            end_held += len(strip)
+        while held and start_held + len(held[0]) <= low:
+            start_held += len(held.pop(0))
+        window = np.concatenate(held)[low - start_held : high - start_held]
+        yield _resampled(window, part, across, rows_first=h / H <= w / W)
+    for _ in strips:  # let it end
+        pass
+
+
+def _resampled(window: Image, down: Axis, across: Axis, rows_first: bool) -> Image:
+    """Rows and columns of a picture combined; colours in proportion to alpha, if any."""
+    top = np.iinfo(window.dtype).max
+    x = window[..., None] if window.ndim == 2 else window
+    C = x.shape[2]
+    values = x.astype(np.float32)
+    if C in (2, 4):
+        values[..., :-1] *= values[..., -1:] / top
+    out = resize_by_weights(values, down, across, rows_first)
+    if C in (2, 4):
+        out[..., :-1] /= np.maximum(out[..., -1:], 0.5) / top
+        plain = resize_by_weights(x.astype(np.float32), down, across, rows_first)
+        out[..., :-1] = np.where(out[..., -1:] < 0.5, plain[..., :-1], out[..., :-1])
+    out = np.floor(np.clip(out, 0, top) + np.float32(0.5)).astype(window.dtype)
+    return out[..., 0] if window.ndim == 2 else out
