@@ -86,6 +86,7 @@ def upscale_command(
         metavar="FILE", help="Write details, before beside after, into one picture.")] = None,
 ) -> None:
     """Upscale pictures: the luma through the network, the colours bicubic."""
+    from ..engine.backends import announce_backend
     from ..imaging.decode import quiet
     from ..imaging.save import FORMATS
     from ..upscale.batch import shard_of
@@ -132,6 +133,7 @@ def upscale_command(
             quality=quality, overwrite=overwrite, strip=strip, first_frame=first_frame,
             scale_dpi=scale_dpi, max_pixels=round(max_input * 1e6),
             max_output=round(max_output * 1e6))
+        announce_backend(networks(1)[0][0].backend, backend, note)
         outcomes = _run(todo, networks, load, options, jobs,
                         _manifest_of(manifest, part), resume, as_json)
         if contact_sheet is not None:
@@ -151,8 +153,6 @@ def load_named(
     model: str | None, scale: float | None, backend: str
 ) -> tuple[Networks, float]:
     """Return the networks of a model, and the scale that is wanted; the last training's if none."""
-    from ..engine.backends import announce_backend
-
     whole = None if scale is None else _next_whole(scale)
     if model is None:
         from ..checkpoint import latest_model
@@ -170,7 +170,6 @@ def load_named(
     if net.channels != 1:
         raise MinisrcnnError(f"{model}: has {net.channels} channels, want a model of 1: "
                              "the network restores Y alone")
-    announce_backend(net.backend, backend, note)
     return functools.partial(_repeated, (net, whole)), whole if scale is None else scale
 
 
