@@ -101,10 +101,11 @@ def browser():
 class Watched:
     """A page, and what it complained of or asked the network for."""
 
-    def __init__(self, browser, **options):
+    def __init__(self, browser, before="", **options):
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.context = browser.new_context(reduced_motion="reduce", **options)
+        self.context.add_init_script(before)
         self.page = self.context.new_page()
         self.page.on(
             "console",
@@ -527,7 +528,7 @@ def test_it_learns(page, engine):
     page.click("#restart")
     psnr = page.evaluate("""async () => { const {learn} = minisrcnn; await new Promise(r => setTimeout(r, 300));
       document.getElementById("train").click();
-      while (learn.network.steps < 250) await new Promise(r => setTimeout(r, 50));
+      while (learn.network.steps < 600) await new Promise(r => setTimeout(r, 50));
       document.getElementById("train").click();
       while (document.getElementById("train").textContent !== "Train") await new Promise(r => setTimeout(r, 20));
       await new Promise(r => setTimeout(r, 300));
@@ -535,6 +536,26 @@ def test_it_learns(page, engine):
     before, after, bicubic, first_loss, last_loss = psnr
     assert after > before and after > bicubic + 0.3 and last_loss < first_loss
     page.check("[name=engine][value=wasm]")
+
+
+@pytest.mark.parametrize(
+    ("before", "chosen", "disabled"),
+    [
+        ("Object.defineProperty(Navigator.prototype, 'gpu', {value: undefined})", "wasm", ["webgpu"]),
+        ("delete globalThis.WebAssembly", "js", ["wasm"]),
+    ],
+    ids=["no WebGPU", "no WebAssembly"],
+)
+def test_an_engine_that_is_missing_says_so(browser, before, chosen, disabled):
+    watched = Watched(browser, before=before)
+    page = watched.page
+    assert page.evaluate("document.querySelector('[name=engine]:checked').value") == chosen
+    off = page.evaluate("[...document.querySelectorAll('[name=engine]:disabled')].map(e => e.value)")
+    assert set(disabled) <= set(off)
+    for name in off:
+        assert page.locator(f"label:has([value={name}]) small").inner_text()
+    assert "Against the truth" in page.inner_text("#restore-text")
+    watched.check()
 
 
 def test_timing_agrees_between_engines(page):

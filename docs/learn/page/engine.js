@@ -451,14 +451,15 @@ function randomSource(seed) {
   return {uniform, normal, integer: n => Math.floor(uniform() * n)};
 }
 
-// init "he": normal, of standard deviation sqrt(2 / inputs). "identity": that, but filter 0 of each
-// layer passes the picture on, so that the network starts as bicubic (the recipe "fast").
+// init "he": normal, of standard deviation sqrt(2 / inputs). "identity": a fraction of that, and filter 0
+// of each layer passes the picture on, so that the network starts as bicubic (like the recipe "fast").
 function initialParameters({sizes = [9, 1, 5], filters = [16, 8], init = "identity", seed = 1} = {}) {
   const random = randomSource(seed), out = {}, F = [1, ...filters, 1];
   sizes.forEach((K, l) => {
     const shape = [F[l + 1], F[l], K, K], last = l === sizes.length - 1;
     const data = new Float32Array(sizeOf(shape)), std = Math.sqrt(2 / (F[l] * K * K));
-    for (let k = 0; k < data.length; k++) data[k] = std * random.normal() * (last && init === "identity" ? 0.01 : 1);
+    const part = init === "he" ? 1 : last ? 0.01 : 0.3;
+    for (let k = 0; k < data.length; k++) data[k] = part * std * random.normal();
     if (init === "identity") {
       data.fill(0, 0, last ? K * K : F[l] * K * K);
       data[(K * K) >> 1] = 1;

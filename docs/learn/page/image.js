@@ -100,8 +100,8 @@ function drawShapes(H, W, seed) {
     for (let j = 0; j < W; j++) data[i * W + j] = 0.5 + 0.25 * Math.sin(tilt + i / 61) * Math.cos(j / 47);
   for (let n = 0; n < H * W / 450; n++) {
     const kind = random.integer(5), cy = random.uniform() * H, cx = random.uniform() * W, angle = random.uniform() * 3.1416;
-    const r = 4 + 22 * random.uniform() ** 2, thin = 0.8 + 3 * random.uniform(), level = 0.06 + 0.86 * random.uniform();
-    const period = 3.5 + 9 * random.uniform(), [cos, sin] = [Math.cos(angle), Math.sin(angle)];
+    const r = 5 + 24 * random.uniform() ** 2, thin = 1.2 + 3 * random.uniform(), level = 0.06 + 0.86 * random.uniform();
+    const period = 7 + 12 * random.uniform(), [cos, sin] = [Math.cos(angle), Math.sin(angle)];
     for (let i = Math.max(0, Math.floor(cy - r - 5)); i < Math.min(H, cy + r + 5); i++)
       for (let j = Math.max(0, Math.floor(cx - r - 5)); j < Math.min(W, cx + r + 5); j++) {
         const y = i - cy, x = j - cx, along = x * cos + y * sin, across = y * cos - x * sin, d = Math.hypot(x, y);
@@ -134,9 +134,9 @@ function drawScene(H, W) {
       over(px(118 + 5 * Math.sin(x / 17) + 3 * Math.sin(x / 5.3) - y), [96, 92, 140]);  // far hills
       if (y > 128) {  // sea
         over(px(128 - y), [40, 84, 122]);
-        const wave = Math.sin(y * 1.5 + 1.6 * Math.sin(x / 9 + y / 7));
-        over(px((0.72 - wave) * 2) * 0.8, [120, 170, 190]);
-        over(px((0.55 - Math.sin(y * 1.9)) * 2) * px(Math.abs(x - 128 + 5 * Math.sin(y / 2)) - 10), [250, 208, 120]);
+        const wave = Math.sin(y * 0.62 + 1.4 * Math.sin(x / 11 + y / 9));
+        over(px((0.7 - wave) * 4) * 0.8, [120, 170, 190]);
+        over(px((0.1 - Math.sin(y * 0.9)) * 3) * px(Math.abs(x - 122 + 3 * Math.sin(y / 3)) - 8), [250, 208, 120]);
       }
       over(px(Math.max(150 - y + Math.abs(x - 46) * 0.35 + 3 * Math.sin(x / 4), Math.abs(x - 44) - 48)), [54, 46, 50]);  // rock
       over(px(Math.max(143 - y + 3.5 * Math.sin(x / 6), Math.abs(x - 46) - 34)), [70, 60, 62]);

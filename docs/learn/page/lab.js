@@ -206,7 +206,7 @@ const nameOf = ({grid, i, j}) => grid === "b" || grid === "db" ? grid : `${grid}
 
 const TITLES = {
   x: ["image", "x", "6×6"], w: ["kernel", "w", "3×3"], b: ["bias", "b", ""], y: ["output", "y", "4×4"], t: ["target", "t", "4×4"],
-  dx: ["gradient of the image", "dx", ""], dw: ["gradient of the kernel", "dw", ""], db: ["of the bias", "db", ""], dy: ["gradient of the output", "dy", ""],
+  dx: ["gradient of x", "dx", ""], dw: ["gradient of w", "dw", ""], db: ["gradient of b", "db", ""], dy: ["gradient of y", "dy", ""],
 };
 const AREAS = [["x"], ["w", "b"], ["y", "t"], ["dx"], ["dw", "db"], ["dy"]];
 
@@ -266,6 +266,7 @@ const SAYS = {
   dx: "One pixel is seen by up to nine outputs, by each through another tap. Where the output lies further up-left, the tap lies further down-right: the kernel is flipped.",
   dw: "One weight takes part in all 16 outputs, each time with the pixel that lies (u, v) further on.",
   db: "The bias is in every output, once.",
+  relu: "The loss sees y through ReLU: 0 where y is not above 0, and there nothing comes back.",
   dy: "How the loss moves with one output: M = 16 outputs share the mean.",
 };
 
@@ -299,21 +300,23 @@ function showSum() {
   let symbols = SYMBOLS[grid];
   if (grid === "dy" && lab.loss === "sum") symbols = "<mrow><msub><mi>dy</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>=</mo><mn>1</mn></mrow>";
   if (grid === "dy" && lab.relu) symbols = symbols.replace(/<\/mrow>$/, "<mo>·</mo><mo>[</mo><msub><mi>y</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>&gt;</mo><mn>0</mn><mo>]</mo></mrow>");
-  $("equation").innerHTML = `<math display="block">${symbols}</math><p>${SAYS[grid]}</p>`;
+  $("equation").innerHTML = `<math display="block">${symbols}</math><p>${grid === "dy" && lab.relu ? SAYS.relu : SAYS[grid]}</p>`;
   lab.useRelu = grid === "dy" && lab.relu;
   const items = [];
   if (sum.start) items.push(`<li class="start">b <span>${shortNumber(valueOf(sum.start))}</span></li>`);
   sum.terms.forEach((term, k) => {
-    const numbers = term.map(c => `<span class="of-${c.grid}">${shortNumber(valueOf(c))}</span>`).join(" · ");
-    const names = term.map(nameOf).join(" · "), sign = sum.signs?.[k] === -1 ? "− " : "";
+    const bracketed = v => v < 0 ? `(${shortNumber(v)})` : shortNumber(v);
+    const sign = sum.signs?.[k] === -1 ? "− " : "", [first, second] = term.map(valueOf);
+    const numbers = (sign ? sign + bracketed(first) : shortNumber(first)) + (term.length > 1 ? " · " + bracketed(second) : "");
+    const names = term.map(nameOf).join(" · ");
     const classes = [k < step ? "" : "waiting", running && k === step - 1 ? "current" : "", term.outside ? "outside" : "", term.lost ? "lost" : ""].join(" ");
-    items.push(`<li class="${classes}"><button type="button" tabindex="-1" data-term="${k + 1}" title="${names}${term.outside ? ": outside dy, no such term" : term.lost ? ": left out by the bug" : ""}"><i>${k + 1}</i> ${sign}${numbers}</button></li>`);
+    items.push(`<li class="${classes}"><button type="button" tabindex="-1" data-term="${k + 1}" title="${names}${term.outside ? ": outside dy, no such term" : term.lost ? ": left out by the bug" : ""}"><i>${k + 1}</i> ${numbers}</button></li>`);
   });
-  if (sum.scale !== 1) items.push(`<li class="start">all times <span>${shortNumber(sum.scale)}</span></li>`);
+  if (sum.scale !== 1) items.push(`<li class="start">all times ${shortNumber(sum.scale)}${grid === "dy" && sum.scale === 2 / M ? " = 2 / M" : grid === "dy" && sum.scale === 0 ? ", for y is not above 0" : ""}</li>`);
   if (sum.constant !== undefined) items.push(`<li class="start">L = sum of y: <span>${sum.constant}</span></li>`);
   lab.useRelu = false;
   $("terms").innerHTML = items.join("");
-  $("terms").className = "terms " + (count === 9 ? "nine" : "");
+  $("terms").className = "terms " + ({9: "nine", 16: "sixteen"}[count] ?? "");
   $("step").max = count;
   $("step").value = step;
   $("step").disabled = $("back").disabled = $("next").disabled = $("play").disabled = count === 0;
@@ -350,26 +353,39 @@ function showDerivative({grid, i, j}) {
   $("h-text").innerHTML = exponent === 0 ? "1" : `10<sup>${String(exponent).replace("-", "−")}</sup>`;
 }
 
-// The kernel as it lies on the other factor: straight on x, rotated by 180 degrees on dy.
+// The kernel as it lies on the other factor: straight on x, rotated by 180 degrees on dy. Nine
+// [number of the term, tap], row by row.
+function tapsInPlace(grid, i, j) {
+  const places = [];
+  SUMS[grid](i, j).terms.forEach(([other, tap], k) => {
+    const [row, column] = grid === "dx" ? [other.i - i + KH - 1, other.j - j + KW - 1] : [other.i - i, other.j - j];
+    places[row * KW + column] = [k + 1, tap];
+  });
+  return places;
+}
+const miniature = places => places.map(([k, tap]) => `<span><i>${k}</i>${shortNumber(valueOf(tap), 2)}</span>`).join("");
+
 function showLies(grid, i, j) {
   $("lies").hidden = grid !== "y" && grid !== "dx";
   if ($("lies").hidden) return;
-  const flipped = grid === "dx", taps = {};
-  for (const [k, [other, tap]] of SUMS[grid](i, j).terms.entries())
-    taps[flipped ? `${other.i - i + KH - 1} ${other.j - j + KW - 1}` : `${other.i - i} ${other.j - j}`] = [k + 1, tap];
-  const turned = flipped && taps["0 0"][1].i === KH - 1 && taps["0 0"][1].j === KW - 1;
-  $("lies-name").textContent = flipped ? "w as it lies on dy" : "w as it lies on x";
+  const flipped = grid === "dx", places = tapsInPlace(grid, i, j), {bug} = lab;
+  lab.bug = "none";
+  const right = tapsInPlace(grid, i, j);
+  lab.bug = bug;
+  const wrong = places.some(([, tap], k) => !sameCell(tap, right[k][1]));
+  $("lies-name").textContent = `w as it lies on ${flipped ? "dy" : "x"}`;
   $("lies-text").textContent = !flipped ? "Straight: tap (0, 0) is at the top left."
-    : turned ? "Rotated by 180°: the last tap comes first. This is the flipped kernel of the textbooks; it is nothing but the minus in p − u."
-    : "The bug lays it on in another order than the sum wants: compare with dx without it.";
-  $("mini").innerHTML = grid2(KH, KW, (u, v) => {
-    const [k, tap] = taps[`${u} ${v}`];
-    return `<span><i>${k}</i>${shortNumber(valueOf(tap), 2)}</span>`;
-  }).flat().join("");
-  if ($("mini").dataset.turned !== String(turned)) {
+    : wrong ? "Left as the bug lays it, right as the sum wants it: rotated by 180°."
+    : "Rotated by 180°: the last tap comes first. This is the flipped kernel of the textbooks; it is nothing but the minus in p − u.";
+  $("mini").innerHTML = miniature(places);
+  $("mini").classList.toggle("bad", wrong);
+  $("mini-right").hidden = !wrong;
+  $("mini-right").innerHTML = miniature(right);
+  const turned = String(flipped && !wrong);
+  if ($("mini").dataset.turned !== turned) {
     $("mini").dataset.turned = turned;
     $("mini").classList.remove("turning");
-    if (turned) { void $("mini").offsetWidth; $("mini").classList.add("turning"); }
+    if (turned === "true") { void $("mini").offsetWidth; $("mini").classList.add("turning"); }
   }
 }
 
@@ -383,8 +399,11 @@ function showCode(grid) {
   const here = bug.of === grid;
   $("code").innerHTML = lines.map(({text, hot}) => {
     const line = escapeHtml(text);
-    return `<span class="${hot ? here ? "hot right" : "hot" : ""}">${line}</span>`;
-  }).join("") + (here ? `<span class="hot wrong">${escapeHtml(bug.code)}</span>` : "");
+    const wrong = here && hot ? `<span class="hot wrong">${/^ */.exec(text)[0]}${escapeHtml(bug.code)}</span>` : "";
+    return `<span class="${hot ? here ? "hot right" : "hot" : ""}">${line}</span>${wrong}`;
+  }).join("");
+  const sumLine = lines.filter(line => line.hot).map(line => line.text.trim()).join(" ");
+  $("line").innerHTML = here ? `<span class="wrong">${escapeHtml(bug.code)}</span>` : escapeHtml(sumLine);
   $("bug-text").hidden = !bug.of;
   if (bug.of)
     $("bug-text").innerHTML = `<strong>${bug.title}.</strong> ${bug.why}` + (bug.says ? ` The checker says: <q>${bug.says}</q>.` : " The checker has no name for it, but finds it.");

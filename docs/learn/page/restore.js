@@ -83,7 +83,7 @@ const say = text => { $("restore-text").textContent = text; };
 function layoutStage() {
   const canvas = $("r-net"), zoom = $("zoom").value, ratio = window.devicePixelRatio || 1;
   const most = $("compare").clientWidth;
-  const width = zoom === "fit" ? Math.min(most, Math.max(canvas.width, 540)) : canvas.width * Number(zoom) / ratio;
+  const width = zoom === "fit" ? Math.min(most, Math.max(canvas.width, 720)) : canvas.width * Number(zoom) / ratio;
   $("stage").style.width = `${width}px`;
   $("stage").style.aspectRatio = `${canvas.width} / ${canvas.height}`;
   $("stage").style.setProperty("--split", `${$("split").value}%`);
@@ -116,7 +116,7 @@ function startRestore() {
   $("model-name").textContent = MODEL.about;
   $("file").addEventListener("change", () => takeFile($("file").files[0]));
   $("drawn").addEventListener("click", () => {
-    restore.source = drawScene(240, 360);
+    restore.source = drawScene(288, 432);
     askRestore();
   });
   $("shrink").addEventListener("change", askRestore);
@@ -143,5 +143,5 @@ function startRestore() {
   const section = $("restore");
   section.addEventListener("dragover", event => event.preventDefault());
   section.addEventListener("drop", event => { event.preventDefault(); takeFile(event.dataTransfer.files[0]); });
-  restore.source = drawScene(240, 360);
+  restore.source = drawScene(288, 432);
 }
