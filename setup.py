@@ -13,7 +13,8 @@ setup(
     packages=SUBPACKAGES + KERNELS,
     package_dir={"minisrcnn": "minisrcnn", "minisrcnn.kernels": "kernels"},
     package_data={
-        "minisrcnn": ["py.typed", "**/*.h", "**/*.txt", "**/*.json"],
+        "minisrcnn": ["py.typed", "**/*.h", "**/*.txt", "**/*.json", "models/*.safetensors",
+                      "models/*.md"],
         "minisrcnn.kernels": ["**/*.cu", "**/*.h", "**/*.md"],
     },
 )

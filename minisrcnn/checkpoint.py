@@ -8,7 +8,6 @@ here ever unpickles.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from .errors import MinisrcnnError, reason
 from .imaging.files import atomic_open
 from .matlab import read_arrays
+from .models import find_model, shipped_models
 
 PathLike = str | os.PathLike[str]
 
@@ -235,7 +235,7 @@ def resolve_model(name: PathLike) -> Path:
     """Find the model file that ``--model NAME|PATH`` means.
 
     A file is itself; a folder stands for the ``model.safetensors`` in it; a bare name for
-    ``runs/NAME/model.safetensors`` below the current folder.
+    ``runs/NAME/model.safetensors`` below the current folder, or else for a model of the package.
 
     Raises
     ------
@@ -249,25 +249,15 @@ def resolve_model(name: PathLike) -> Path:
     for place in places:
         if place.exists() and not place.is_dir():
             return place
+    shipped = find_model(os.fspath(name))
+    if shipped is not None:
+        return shipped.path
     if (path / "saved_model.pb").exists():
         raise MinisrcnnError(f"{path}: a TensorFlow SavedModel; {_BY_ONNX}")
     looked = ", ".join(map(str, places))
-    raise MinisrcnnError(f"no model {os.fspath(name)!r}: looked for {looked}")
-
-
-def latest_model(scale: int, runs: Path = RUNS) -> Path | None:
-    """Return the newest model of that scale among the trainings in ``runs``; None without one.
-
-    Models of luma that were trained on bicubic degradation, as pictures are upscaled, go first.
-    """
-    found = []
-    for path in runs.glob(f"*/{MODEL_FILE}"):
-        with contextlib.suppress(MinisrcnnError, OSError):  # a damaged file is not a candidate
-            model = load_model(path)
-            if model.scale == scale and model.channels == 1:
-                bicubic = model.metadata.get("degradation", "bicubic") == "bicubic"
-                found.append((bicubic, path.stat().st_mtime_ns, path))
-    return max(found)[-1] if found else None
+    names = ", ".join(model.name for model in shipped_models())
+    raise MinisrcnnError(f"no model {os.fspath(name)!r}: looked for {looked}; "
+                         f"the package has {names}")
 
 
 def scale_from_name(path: PathLike) -> int | None:

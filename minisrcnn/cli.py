@@ -1,4 +1,4 @@
-"""The command line: ``minisrcnn train | evaluate | upscale | gradcheck | data | info``.
+"""The command line: ``minisrcnn train | evaluate | upscale | models | gradcheck | data | info``.
 
 Exit codes: 0 done, 1 some inputs failed, 2 the request was wrong, 130 interrupted. Results go to
 standard output, everything else to standard error. Nothing heavy is imported before a command
@@ -19,6 +19,7 @@ from .commands import data
 from .commands.evaluate import evaluate_command
 from .commands.gradcheck import gradcheck_command
 from .commands.info import info_command
+from .commands.models import models_command
 from .commands.terminal import Command, complain
 from .commands.train import train_command
 from .commands.upscale import upscale_command
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command("train", cls=Command)(train_command)
 app.command("evaluate", cls=Command)(evaluate_command)
 app.command("upscale", cls=Command)(upscale_command)
+app.command("models", cls=Command)(models_command)
 app.command("gradcheck", cls=Command)(gradcheck_command)
 app.command("info", cls=Command)(info_command)
 app.add_typer(data.app, name="data")

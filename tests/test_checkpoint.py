@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from minisrcnn import SRCNN, MinisrcnnError
 from minisrcnn.checkpoint import (
-    latest_model,
     load_model,
     load_state,
     resolve_model,
@@ -643,23 +642,3 @@ def test_what_a_model_name_means(tmp_path, monkeypatch):
     one_line(error)
     with pytest.raises(MinisrcnnError, match="looked for"):
         resolve_model("runs")  # a folder without a model
-
-
-def test_the_newest_model_of_a_scale(tmp_path):
-    def put(name: str, age: float, scale: str, **more) -> Path:
-        (tmp_path / name).mkdir()
-        path = tmp_path / name / "model.safetensors"
-        save_model(path, small_net(), {"scale": scale} | more)
-        os.utime(path, (1e9 - age, 1e9 - age))
-        return path
-
-    put("old", 500, "3")
-    new = put("new", 100, "3")
-    put("other scale", 10, "2")
-    put("damaged", 0, "3").write_bytes(b"x" * 100)
-    notes = put("notes", 0, "3", degradation="zoom")
-    assert latest_model(3, tmp_path) == new
-    put("notes too", 1, "5", degradation="zoom")
-    assert latest_model(5, tmp_path) == tmp_path / "notes too" / notes.name
-    assert latest_model(4, tmp_path) is None
-    assert latest_model(3, tmp_path / "nowhere") is None

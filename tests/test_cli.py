@@ -19,6 +19,7 @@ from minisrcnn import SRCNN, cli
 from minisrcnn.checkpoint import save_model
 from minisrcnn.commands import terminal
 from minisrcnn.engine.backends import unavailable_reason
+from minisrcnn.models import default_model
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("numba", "scipy", "cupy", "skimage", "matplotlib", "imageio", "pooch", "torch", "PIL")
@@ -120,7 +121,7 @@ atexit.register(lambda: print("LOADED", [m for m in {HEAVY} if m in sys.modules]
 def test_help_names_every_command(run):
     result = run("--help")
     assert result.code == 0
-    for name in ("train", "evaluate", "upscale", "gradcheck", "data", "info"):
+    for name in ("train", "evaluate", "upscale", "models", "gradcheck", "data", "info"):
         assert re.search(rf"\b{name}\b", result.out)
         assert run(name, "--help").code == 0
     for name in ("list", "fetch", "verify"):
@@ -252,7 +253,7 @@ def test_evaluate_a_model(run):
 
 @needs_data
 def test_evaluate_several_sets(run):
-    result = run("evaluate", "--data", "Set5", "Set14")
+    result = run("evaluate", "--data", "Set5", "Set14", "--model", "bicubic")
     assert result.code == 0
     assert re.search(r"Set5, scale 3(.|\n)*mean +30\.394", result.out)
     assert re.search(r"Set14, scale 3(.|\n)*mean +27\.54", result.out)
@@ -270,17 +271,27 @@ def test_evaluate_json_is_all_that_is_printed(run, model):
 
 
 @needs_data
-def test_evaluate_without_a_model_is_bicubic(run):
-    result = run("evaluate", "--data", "Set5", "--scale", "4")
+def test_evaluate_bicubic_alone(run):
+    result = run("evaluate", "--data", "Set5", "--scale", "4", "--model", "bicubic")
     assert result.code == 0 and re.search(r"mean +28\.42\d", result.out)
     assert "model" not in result.out
+
+
+@needs_data
+def test_evaluate_without_a_model_scores_the_packages(run):
+    result = run("evaluate", "--data", "Set5", "--scale", "4")
+    model = default_model(4)
+    assert result.code == 0 and f"Set5, scale 4, {model.name}" in result.out
+    assert f"{model.psnr['Set5']:.3f}" in result.out
+    refused = run("evaluate", "--data", "Set5", "--scale", "5")
+    assert refused.code == 2 and "scale is 5, for which the package has no model" in refused.err
 
 
 @needs_data
 def test_evaluate_refuses_what_is_not_set5(refused, tmp_path):
     shutil.copytree(DATA / "Set5", tmp_path / "elsewhere" / "Set5")
     Image.fromarray(noise(288, 288, 3)).save(tmp_path / "elsewhere/Set5/bird_GT.bmp")
-    line = refused("evaluate", "--data", tmp_path / "elsewhere")
+    line = refused("evaluate", "--data", tmp_path / "elsewhere", "--model", "bicubic")
     assert "30.394 is known" in line and "bird_GT.bmp" in line
 
 
@@ -296,7 +307,7 @@ def test_evaluate_protocol(run, pictures, model):
     assert result.code == 0 and "one choice made otherwise" in result.out
     for word in ("Y range", "resizer", "rounding", "border"):
         assert word in result.out
-    result = run("evaluate", "--data", pictures, "--protocol", "--json")
+    result = run("evaluate", "--data", pictures, "--protocol", "--json", "--model", "bicubic")
     choices = json.loads(result.out)["protocol"][0]["choices"]
     assert choices[0]["bicubic_change"] == 0 and choices[0]["model"] is None
 
@@ -318,7 +329,7 @@ def test_evaluate_bad_data_and_bad_models(refused, pictures, model, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "without pictures" in refused("evaluate", "--data", "empty")
     (pictures / "c.png").write_text("not a picture")
-    assert "c.png" in refused("evaluate", "--data", pictures)
+    assert "c.png" in refused("evaluate", "--data", pictures, "--model", "bicubic")
     model.write_bytes(b"\x80\x04junk")
     assert "pickle" in refused("evaluate", "--data", pictures, "--model", "mine")
     save_model(tmp_path / "m", SRCNN("3", (), backend="numpy"))
@@ -331,12 +342,13 @@ def test_perfect_scores_are_valid_json(run, tmp_path, more):
     """A picture of one colour is restored without error: its PSNR is infinite."""
     (tmp_path / "flat").mkdir()
     Image.new("L", (30, 30), 77).save(tmp_path / "flat" / "flat.png")
-    assert " inf " in run("evaluate", "--data", "flat").out
+    assert " inf " in run("evaluate", "--data", "flat", "--model", "bicubic").out
 
     def number(text):
         raise AssertionError(text)
 
-    scores = json.loads(run("evaluate", "--data", "flat", "--json", *more).out,
+    scores = json.loads(run("evaluate", "--data", "flat", "--model", "bicubic", "--json",
+                            *more).out,
                         parse_constant=number)
     if not more:
         assert scores["sets"][0]["mean"] == {
@@ -354,17 +366,15 @@ def test_upscale_one_picture(run, pictures, model, tmp_path):
         assert (picture.size, picture.mode) == ((72, 60), "RGB")
 
 
-def test_upscale_takes_the_newest_training_and_says_so(run, pictures, model):
+def test_upscale_takes_the_packages_model_even_where_there_are_trainings(run, pictures, model):
     result = run("upscale", pictures)
-    assert result.code == 0 and "Using runs/mine/model.safetensors" in result.err
+    assert result.code == 0
     assert result.out.split() == [str(pictures / "a_x3.png"), str(pictures / "b_x3.png")]
     with Image.open(pictures / "b_x3.png") as picture:
         assert (picture.size, picture.mode) == ((90, 48), "L")
-
-
-def test_upscale_without_any_model_says_how_to_get_one(refused, pictures):
-    line = refused("upscale", pictures / "a.png")
-    assert "minisrcnn train --scale 3" in line and "--model" in line
+    named = run("upscale", pictures / "a.png", "-o", "named.png", "--model", default_model(3).name)
+    assert named.code == 0
+    assert (pictures / "a_x3.png").read_bytes() == Path("named.png").read_bytes()
 
 
 def test_upscale_to_a_folder_by_pattern(run, pictures, model, tmp_path):

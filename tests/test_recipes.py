@@ -11,7 +11,7 @@ from minisrcnn.training.recipes import RECIPES, Recipe, get_recipe
 
 
 def test_unknown_recipe():
-    with pytest.raises(MinisrcnnError, match="recipe is 'slow', want one of fast, paper, notes"):
+    with pytest.raises(MinisrcnnError, match="recipe is 'slow', want one of fast, deep, paper"):
         get_recipe("slow")
 
 
@@ -60,6 +60,11 @@ def test_cosine_falls_from_one_to_zero():
     assert recipe.rate(50, 100) == pytest.approx(1.0)
     assert recipe.rate(25, 100) == pytest.approx(1 + np.sqrt(0.5))
     assert recipe.rate(100, 100) == pytest.approx(0.0)
+
+
+def test_rate_rises_over_the_warmup():
+    recipe = Recipe("r", "", lr=2.0, warmup=10)
+    assert [recipe.rate(step, 100) for step in (0, 4, 9, 50)] == pytest.approx([0.2, 1, 2, 2])
     assert Recipe("r", "", lr=2.0).rate(99, 100) == 2.0
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import MinisrcnnError
 from .terminal import (
     Backend,
     Model,
@@ -20,7 +21,13 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..checkpoint import ModelFile
     from ..evaluate import Choice, Evaluation
+    from ..srcnn import SRCNN
+
+BICUBIC = "bicubic"
 
 
 def evaluate_command(
@@ -39,10 +46,11 @@ def evaluate_command(
     from ..evaluate import evaluate, explain_protocol
     from ..imaging.datasets import load_datasets
 
-    loaded, path, net, scale = load_network(model, scale, backend)
+    loaded, path, net, scale = _model(model, scale, backend)
     sets = load_datasets(data or [], ("Set5", "Set14"))
     if net is not None:
         announce_backend(net.backend, backend, note)
+    name = "" if model is not None or path is None else f", {path.stem}"
     header: dict[str, Any] = {"scale": scale, "model": None}
     if loaded is not None:
         header["model"] = {"path": str(path), "arch": loaded.arch, "filters": loaded.filters}
@@ -64,19 +72,45 @@ def evaluate_command(
         with progress_bar(dataset.name) as progress:
             results.append(evaluate(dataset, scale, net, progress))
         if not json:
-            _show_scores(results[-1])
+            _show_scores(results[-1], name)
     if json:
         print_json(header | {"sets": [result.as_dict() for result in results]})
 
 
-def _show_scores(result: Evaluation) -> None:
+def _model(
+    name: str | None, scale: int | None, backend: str
+) -> tuple[ModelFile | None, Path | None, SRCNN | None, int]:
+    """Return the model to score, none for bicubic alone, and the scale: its own unless asked."""
+    if name == BICUBIC:
+        return None, None, None, 3 if scale is None else scale
+    if name is None:
+        scale = 3 if scale is None else scale
+        name = _default(scale)
+    loaded, path, net = load_network(name, scale, backend)
+    return loaded, path, net, scale or loaded.scale or 3
+
+
+def _default(scale: int) -> str:
+    """Return the name of the package's model of a scale."""
+    from ..models import default_model, shipped_models
+
+    found = default_model(scale)
+    if found is None:
+        scales = ", ".join(f"x{model.scale}" for model in shipped_models() if model.default)
+        raise MinisrcnnError(f"scale is {scale}, for which the package has no model (it has "
+                             f"{scales}): name one with --model")
+    return found.name
+
+
+def _show_scores(result: Evaluation, name: str) -> None:
     """Print one data set: every picture, the mean, and what is published."""
     from rich.markup import escape
 
     has_model = result.mean.model is not None
     columns = ["picture", "bicubic dB", "SSIM"]
     columns += ["model dB", "SSIM", "gain dB"] if has_model else []
-    table = new_table(*columns, left=("picture",), title=f"{result.name}, scale {result.scale}")
+    table = new_table(*columns, left=("picture",),
+                      title=f"{result.name}, scale {result.scale}{name}")
     rows = [*result.rows, result.mean]
     for row in rows:
         cells = [escape(row.name), number(row.bicubic.psnr, 3), number(row.bicubic.ssim, 4)]

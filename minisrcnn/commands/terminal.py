@@ -49,8 +49,9 @@ class Command(TyperCommand):
 
 Model = Annotated[str | None, typer.Option(
     metavar="NAME|PATH",
-    help="A model file (ours, or the authors' .mat), a folder that holds one, or the NAME of a "
-         "training in runs/.")]
+    help="A model file (ours, or the authors' .mat), a folder that holds one, the NAME of a "
+         "training in runs/ or of a model of the package (minisrcnn models).",
+    show_default="the package's for the scale")]
 Scale = Annotated[int | None, typer.Option(
     min=2, max=16, help="How many times larger.", show_default="the model's own, else 3")]
 BACKEND_HELP = f"What computes: auto, {', '.join(BACKENDS)}."
@@ -111,28 +112,22 @@ def user_values() -> Iterator[None]:
         raise MinisrcnnError(str(error)) from error
 
 
-def load_network(
-    model: str | None, scale: int | None, backend: str
-) -> tuple[ModelFile | None, Path | None, SRCNN | None, int]:
-    """Load what ``--model`` names, and settle the scale; a model's own unless another is asked."""
-    if model is None:
-        return None, None, None, 3 if scale is None else scale
+def load_network(model: str, scale: int | None, backend: str) -> tuple[ModelFile, Path, SRCNN]:
+    """Load what ``--model`` names, with a warning where it was trained for something else."""
     from ..checkpoint import load_model, resolve_model
     from ..engine.backends import choose_backend
     from ..srcnn import SRCNN
 
     path = resolve_model(model)
     loaded = load_model(path)
-    if scale is None:
-        scale = loaded.scale or 3
-    elif loaded.scale is not None and loaded.scale != scale:
+    if scale is not None and loaded.scale is not None and loaded.scale != scale:
         note(f"Warning: {path} was trained for scale {loaded.scale}, not {scale}: "
-              "it will do worse than it can.")
+             "it will do worse than it can.")
     degradation = loaded.metadata.get("degradation", "bicubic")
     if degradation != "bicubic":
         note(f"Warning: {path} was trained on another degradation ({degradation}), "
-              "not on the bicubic one that is used here.")
-    return loaded, path, SRCNN.from_file(loaded, backend=choose_backend(backend)), scale
+             "not on the bicubic one that is used here.")
+    return loaded, path, SRCNN.from_file(loaded, backend=choose_backend(backend))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from .terminal import (
     print_json,
     printable,
     progress_bar,
+    user_values,
 )
 
 if TYPE_CHECKING:
@@ -152,24 +153,15 @@ def upscale_command(
 def load_named(
     model: str | None, scale: float | None, backend: str
 ) -> tuple[Networks, float]:
-    """Return the networks of a model, and the scale that is wanted; the last training's if none."""
-    whole = None if scale is None else _next_whole(scale)
+    """Return the networks of a model, or the package's, and the scale that is wanted."""
     if model is None:
-        from ..checkpoint import latest_model
-
-        wanted = whole or 3
-        latest = latest_model(wanted)
-        if latest is None:
-            raise MinisrcnnError(
-                f"no model for scale {wanted} in runs/: train one (minisrcnn train --scale "
-                f"{wanted}), or name a file with --model (the authors' .mat files are read too)")
-        note(f"Using {latest}, the last training for scale {wanted}.")
-        model, whole = str(latest), wanted
-    _, _, net, whole = load_network(model, whole, backend)
-    assert net is not None
+        return functools.partial(_shipped, {}, backend), 3 if scale is None else scale
+    loaded, _, net = load_network(model, None, backend)
     if net.channels != 1:
         raise MinisrcnnError(f"{model}: has {net.channels} channels, want a model of 1: "
                              "the network restores Y alone")
+    # A model that does not say its scale is taken for one of the scale that is asked.
+    whole = loaded.scale or (3 if scale is None else _next_whole(scale))
     return functools.partial(_repeated, (net, whole)), whole if scale is None else scale
 
 
@@ -177,6 +169,18 @@ def load_networks(model: str | None, scale: float | None, backend: str) -> Netwo
     """Return the networks of a model, in a worker process: what is to be said was said."""
     with contextlib.redirect_stderr(None):
         return load_named(model, scale, backend)[0]
+
+
+def _shipped(nets: dict[str, Any], backend: str, factor: float) -> list[tuple[Any, int]]:
+    """The models of the package for a factor, each loaded once."""
+    from ..models import models_for
+
+    with user_values():
+        models = models_for(factor)
+    for model in models:
+        if model.name not in nets:
+            _, _, nets[model.name] = load_network(model.name, None, backend)
+    return [(nets[model.name], model.scale) for model in models]
 
 
 def _repeated(step: tuple[Any, int], factor: float) -> list[tuple[Any, int]]:
