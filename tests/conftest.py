@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ import pytest
 from minisrcnn.engine.backends import BACKENDS, get_backend, unavailable_reason
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# In the background of a shell, Ctrl-C is ignored, and so it would be in every process that a test
+# starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(

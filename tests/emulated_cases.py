@@ -11,11 +11,12 @@ from unittest import mock
 
 import numpy as np
 
-from minisrcnn import SRCNN
+from minisrcnn import SRCNN, BackendUnavailableError
 from minisrcnn.engine.backends import _cuda_plan
 from minisrcnn.engine.backends import cupy_emulated as device
 from minisrcnn.engine.backends._cuda_ladder import col2im, im2col, versions
 from minisrcnn.engine.emulator import cupy_standin
+from minisrcnn.engine.layers import ACTIVATIONS
 
 # N, C, H, W, F, KH, KW
 QUICK = [(2, 3, 9, 38, 5, 3, 3)]  # more than one tile in every direction
@@ -51,8 +52,14 @@ def ladder(shape, dtype):
 def pointwise(dtype):
     rng = np.random.default_rng(1)
     y, t = (draw(rng, 3, 7, 211, dtype=dtype) for _ in range(2))
-    yield "relu_forward", device.relu_forward(y)
-    yield "relu_backward", device.relu_backward(t, y)
+    for kind in ACTIVATIONS:
+        try:
+            layer = kind(backend=device)
+        except BackendUnavailableError:  # no kernel for it yet
+            continue
+        result, cache = layer.forward(y)
+        yield f"{kind.__name__} forward", result
+        yield f"{kind.__name__} backward", layer.backward(t, cache)[0]
     loss, dy = device.mse(y, t)
     yield "mse loss", loss
     yield "mse gradient", dy

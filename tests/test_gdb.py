@@ -74,7 +74,7 @@ def transcript(folder):
     done = subprocess.run(
         ["gdb", "-batch", "-iex", "set auto-load off", "-x", "commands.gdb",
          "--args", sys.executable, "program.py"],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=120,
+        cwd=folder, capture_output=True, text=True, check=False,
         env={**os.environ, "MINISRCNN_EMULATOR_DEBUG": "1", "OPENBLAS_NUM_THREADS": "1"},
     )
     if "ptrace" in done.stderr and "not permitted" in done.stderr:

@@ -258,7 +258,7 @@ np.savez(OUT, y=y, loss=loss, **grads, **ops)
 def run_python(code, **env):
     return subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True,
-        check=False, timeout=240,
+        check=False,
     )
 
 

@@ -45,7 +45,7 @@ def place(data_root, tmp_path_factory):
 
 def minisrcnn(here, *args):
     done = subprocess.run([sys.executable, "-m", "minisrcnn", *map(str, args)], cwd=here,
-                          capture_output=True, text=True, timeout=280)
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -62,7 +62,7 @@ train(TrainSettings(data="pictures", recipe="tiny", backend="numpy", arch="5-1-3
 def child(out, resume, when=0, after="after", seconds="-"):
     done = subprocess.run(
         [sys.executable, "-c", CHILD, out, "resume" if resume else "fresh", str(when), after,
-         str(seconds)], capture_output=True, text=True, timeout=120,
+         str(seconds)], capture_output=True, text=True,
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode == 0
