@@ -195,7 +195,7 @@ def _run(chosen: list[Case], sides: list[Side], settings: Settings, options: arg
     out = options.out or Path("runs") / f"benchmarks-{time.strftime('%Y%m%d-%H%M%S')}.json"
     results.save(run, out)
     print(f"{run.seconds:.0f} s; {len(run.rows)} rows in {out}")
-    return run
+    return 130 if runner.INTERRUPTED in run.missing else run
 
 
 def _ab(options: argparse.Namespace, words: list[str]) -> int:

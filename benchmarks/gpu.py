@@ -180,11 +180,10 @@ def _prepare_recorded(backend: str, case: Case, threads: int) -> Prepared:
     first = [(float(loss), grads)]
 
     def step() -> Any:
-        with trainer.stream:  # where the events must be
-            trainer.step()
+        trainer.step()
         return first[0]
 
-    return Prepared({"recorded": step})
+    return Prepared({"recorded": step}, stream=trainer.stream)
 
 
 def _roof(xp: Any, case: Roof) -> Prepared:

@@ -47,7 +47,7 @@ def run(folder: Path, backend: str = "cupy") -> int:
     reason = unavailable_reason(backend) or ""
     facts = machine.describe()
     lines = [f"# GPU session: {facts['gpu'] if backend == 'cupy' else backend}", "",
-             f"Revision {facts['revision']}{'' if facts['clean'] else ' with changes'}, "
+             f"Revision {facts['revision']}{', with changes' * (facts['clean'] is False)}, "
              f"{time.strftime('%Y-%m-%d', time.gmtime())}, {facts['processor']}.", "",
              "| part | outcome | seconds |", "|---|---|---|"]
     failed = False
@@ -125,8 +125,8 @@ def check_small(backend: str) -> None:
 
 def _run(part: Part, folder: Path) -> str:
     log = folder / f"{part.name.replace(' ', '-')}.log"
-    environment = os.environ | {"PYTHONPATH": str(machine.ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD":
-                                "1"}
+    environment = os.environ | {"PYTHONPATH": machine.python_path(),
+                                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     with open(log, "w") as file:
         try:
             done = subprocess.run(part.command, cwd=machine.ROOT, stdout=file, timeout=part.limit,

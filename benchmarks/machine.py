@@ -38,6 +38,11 @@ def describe(root: Path = ROOT) -> dict[str, Any]:
     }
 
 
+def python_path() -> str:
+    """Return PYTHONPATH with this checkout first, for a process that is started."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def revision(root: Path) -> dict[str, Any]:
     """Return the git revision and whether all tracked files are as committed."""
     def git(*words: str) -> str:
@@ -47,9 +52,10 @@ def revision(root: Path) -> dict[str, Any]:
 
     try:
         changes = git("status", "--porcelain", "--untracked-files=no")
-        return {"revision": git("rev-parse", "--short", "HEAD"), "clean": changes == ""}
+        known = git("rev-parse", "--short", "HEAD")
+        return {"revision": known, "clean": None if known == "unknown" else changes == ""}
     except OSError:  # there is no git
-        return {"revision": "unknown", "clean": False}
+        return {"revision": "unknown", "clean": None}
 
 
 def use_checkout(root: Path = ROOT) -> None:

@@ -6,10 +6,9 @@ them ``chain_loss_and_gradients`` and ``chain_predict``), so one function makes 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
-import pkgutil
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .cases import Case, Convolution, Inference, Training, step_by_layer
+from .machine import ROOT
 
 Call = Callable[[], Any]
 
@@ -41,12 +41,15 @@ class Prepared:
         For a device: from arrays of the host to arrays of the host.
     mflop : float, optional
         Operations of a call, where only the implementation knows.
+    stream : context manager
+        For a device: the stream that the work is queued on, where the events must be, too.
     """
 
     calls: dict[str, Call]
     fetch: Callable[[Any], Any] = field(default=lambda result: result)
     whole: Call | None = None
     mflop: float | None = None
+    stream: Any = field(default_factory=contextlib.nullcontext)
 
 
 @dataclass(frozen=True)
@@ -118,14 +121,12 @@ def backend(name: str, title: str, **more: Any) -> Implementation:
 
 
 def lessons() -> list[Implementation]:
-    """Return every numbered CPU lesson, found by listing the package."""
-    package = "minisrcnn.kernels.cpu.lessons"
-    places = importlib.import_module(package).__path__
-    names = [m.name for m in pkgutil.iter_modules(places) if re.match(r"v\d+_", m.name)]
+    """Return every numbered CPU lesson, found by listing the folder."""
+    names = [path.stem for path in (ROOT / "kernels" / "cpu" / "lessons").glob("v[0-9]*_*.py")]
 
     def prepare(name: str) -> Callable[[Case, int], Prepared]:
         return lambda case, threads: prepare_module(
-            importlib.import_module(f"{package}.{name}"), case, threads)
+            importlib.import_module(f"minisrcnn.kernels.cpu.lessons.{name}"), case, threads)
 
     names.sort(key=lambda name: int(name[1:].split("_")[0]))
     return [Implementation(name, prepare(name), suites=("ops",), kind="lesson") for name in names]

@@ -82,7 +82,7 @@ def _torch(case: Case, threads: int, layout: str, compiled: bool) -> Prepared:
         return Prepared({layout: torch_convolution(torch, case, put)}, fetch)
     run = partial(torch_chain, torch)
     if isinstance(case, Training):
-        run = torch.compile(run) if compiled else run
+        run = _compile(torch, run) if compiled else run
         groups = [g for g in (128, 64, 32, 16) if case.N % g == 0] or [case.N]
         groups = groups[:1] if compiled else groups  # each takes half a minute to compile
         return Prepared({f"groups of {g}": torch_step(torch, case, put, g, run) for g in groups},
@@ -92,13 +92,19 @@ def _torch(case: Case, threads: int, layout: str, compiled: bool) -> Prepared:
     values = [put(v) if v.ndim == 4 else torch.tensor(v) for v in case.params.values()]
     x = put(case.data["image"][None])
     whole = partial(torch_chain, torch, padding=True)
-    whole = torch.compile(whole) if compiled else whole
+    whole = _compile(torch, whole) if compiled else whole
 
     def predict() -> Any:
         with torch.inference_mode():
             return whole(values, x)[0]
 
     return Prepared({layout: predict}, fetch)
+
+
+def _compile(torch: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile for the very shapes; forget those of the last case, of which only eight are kept."""
+    torch.compiler.reset()
+    return torch.compile(function, dynamic=False)
 
 
 def _onnx_model(case: Inference) -> bytes:

@@ -17,7 +17,8 @@ from . import report, verdicts
 from .results import Row, Run
 
 _STYLE = {"font.size": 14, "axes.spines.top": False, "axes.spines.right": False,
-          "svg.hashsalt": "minisrcnn", "figure.constrained_layout.use": True}
+          "svg.hashsalt": "minisrcnn", "svg.fonttype": "none",
+          "figure.constrained_layout.use": True}
 _OURS, _PEER, _OTHER, _GPU = "#d55e00", "#0072b2", "#999999", "#009e73"  # for all kinds of eyes
 
 

@@ -70,7 +70,7 @@ def machine(run: Run) -> str:
     """One paragraph: what was measured on, when, and how quiet it was."""
     m, s = run.machine, run.settings
     versions = ", ".join(f"{name} {version}" for name, version in m.get("versions", {}).items())
-    tree = "" if m.get("clean") else " with changes"
+    tree = " with changes" if m.get("clean") is False else ""
     gpu = "no GPU" if m.get("gpu", "none") == "none" else m["gpu"]
     quiet = (f"**A noisy run: {run.noisy}.**" if run.noisy else
              f"A quiet run: {sum(n.get('noisy', False) for n in run.noise)} of {len(run.noise)} "
@@ -194,7 +194,10 @@ def growth(run: Run) -> str:
 
 def untimed(run: Run) -> str:
     """What was not timed, and why."""
-    lines = [["all", name, why] for name, why in run.missing.items()]
+    together: dict[str, list[str]] = {}
+    for name, why in run.missing.items():
+        together.setdefault(why, []).append(name)
+    lines = [["all", ", ".join(names), why] for why, names in together.items()]
     lines += [[row.case, row.implementation, f"{row.status}: {row.reason}"]
               for row in run.rows if row.status not in ("ok",) and row.reason != "not offered"]
     return markdown(["case", "implementation", "why"], lines) if lines else "Nothing.\n"
@@ -248,8 +251,9 @@ def write(run: Run, folder: Path) -> str:
 
 
 @cache
-def _load(name: str) -> Run:
-    return results.load(RESULTS / name)
+def _load(names: str) -> Run:
+    """Return a committed run, or several, joined by a plus, as one."""
+    return merge([results.load(RESULTS / name) for name in names.split("+")])
 
 
 def documents() -> list[Path]:
@@ -279,9 +283,11 @@ def update_documents(write: bool) -> list[Path]:
     if write:
         from . import plots
 
-        for name in sorted({name for path in documents() for _, _, name, _, _ in
-                            _BLOCK.findall(path.read_text(encoding="utf-8"))}):
-            plots.draw(_load(name), ROOT / "docs" / "plots")
+        names = {found[2] for path in documents()
+                 for found in _BLOCK.findall(path.read_text(encoding="utf-8"))}
+        for name in sorted(names):
+            if "revisions" not in _load(name).settings:
+                plots.draw(_load(name), ROOT / "docs" / "plots" / name.split(".")[0])
     return changed
 
 

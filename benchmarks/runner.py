@@ -34,6 +34,7 @@ from .results import Row, Run
 # Every library's own word for the number of threads; they are read when it is loaded.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS",
             "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS")
+INTERRUPTED = "the rest"
 _PATIENCE = 180.0         # seconds for one answer of a worker
 _CALIBRATION = 400_000    # rounds of the loop of multiply-adds: about 4 ms
 
@@ -90,7 +91,7 @@ class Worker:
     def __init__(self, side: Side, settings: Settings, log: Any) -> None:
         cpus = machine.choose_cpus(settings.threads)
         environment = os.environ | dict.fromkeys(_THREADS, str(settings.threads)) | {
-            "PYTHONPATH": str(machine.ROOT), "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            "PYTHONPATH": machine.python_path(), "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
         command = [sys.executable, "-m", "benchmarks.worker", side.implementation.name,
                    "--root", str(side.root), "--threads", str(settings.threads),
@@ -179,7 +180,8 @@ class Director:
             if passed > self.settings.time_limit:
                 self.missing[case.label] = "the time limit was reached"
             elif sides:
-                left = passed / done * (sum(weights) - done) if done else sum(weights)
+                # The guess is trusted for a minute, then what is seen.
+                left = (sum(weights) - done) * (passed + 60) / (done + 60)
                 self.say(f"{_clock(passed)} done, about {_clock(left)} left: {case.label}")
                 self._measure(case, sides)
             done += weight
@@ -197,9 +199,9 @@ class Director:
                     continue
                 self._workers.pop(side.name).close()
                 needs[need] = reply["reason"]
+                self.say(f"{need or side.name} is left out: {needs[need]}")
             self.missing[side.name] = needs[need]
             self.sides.remove(side)
-            self.say(f"{side.name} is left out: {needs[need]}")
 
     def _sides_of(self, case: Case) -> list[Side]:
         return [s for s in self.sides if case.suite in s.implementation.suites
@@ -295,6 +297,8 @@ def measure(chosen: Sequence[Case], sides: Sequence[Side], settings: Settings,
     director = Director(sides, settings, say)
     try:
         director.run(chosen)
+    except KeyboardInterrupt:  # what was measured is kept
+        director.missing[INTERRUPTED] = "interrupted"
     finally:
         director.close()
     noisy = machine.mark_noise(director.noise)
