@@ -14,7 +14,7 @@ setup(
     package_dir={"minisrcnn": "minisrcnn", "minisrcnn.kernels": "kernels"},
     package_data={
         "minisrcnn": ["py.typed", "**/*.h", "**/*.txt", "**/*.json", "models/*.safetensors",
-                      "models/*.md"],
+                      "models/*.md", "learn/exercises/*.py"],
         "minisrcnn.kernels": ["**/*.cu", "**/*.h", "**/*.md"],
     },
 )

@@ -1,4 +1,4 @@
-"""The command line: ``minisrcnn train | evaluate | upscale | models | gradcheck | data | info``.
+"""The command line: ``minisrcnn train | evaluate | upscale | models | gradcheck | learn | ...``.
 
 Exit codes: 0 done, 1 some inputs failed, 2 the request was wrong, 130 interrupted. Results go to
 standard output, everything else to standard error. Nothing heavy is imported before a command
@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from . import __version__
-from .commands import data
+from .commands import data, learn
 from .commands.evaluate import evaluate_command
 from .commands.gradcheck import gradcheck_command
 from .commands.info import info_command
@@ -37,6 +37,7 @@ app.command("models", cls=Command)(models_command)
 app.command("gradcheck", cls=Command)(gradcheck_command)
 app.command("info", cls=Command)(info_command)
 app.add_typer(data.app, name="data")
+app.add_typer(learn.app, name="learn")
 
 
 def main(args: list[str] | None = None) -> NoReturn:

@@ -24,7 +24,8 @@ from ..errors import MinisrcnnError
 FOLDER = Path(__file__).with_name("exercises")
 _GRADING = "\n# ---- grading"
 _GAP = re.compile(
-    r"^(?P<indent>[ ]*)(?P<mark>#|//) gap: (?P<task>[^\n]*)\n(?P<body>.*?)^[ ]*(?:#|//) end of gap\n",
+    r"^(?P<indent>[ ]*)(?P<mark>#|//) gap: (?P<task>[^\n]*)\n(?P<body>.*?)"
+    r"^[ ]*(?:#|//) end of gap\n",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -78,20 +79,28 @@ class Exercise:
     @property
     def grading(self) -> str:
         """How it is graded: the code that the student does not get."""
-        return self.text.split(_GRADING, 1)[1].split("\n", 1)[1]
+        return "import numpy as np\n" + self.text.split(_GRADING, 1)[1].split("\n", 1)[1]
 
     def planted(self, old: str, new: str) -> str:
-        """Return the solution with a known mistake.
+        """Return the solution with a known mistake: in its gaps, ``new`` for the first ``old``.
 
         Raises
         ------
         ValueError
-            If ``old`` is not found exactly once.
+            If ``old`` does not stand in a gap.
         """
-        if self.solution.count(old) != 1:
-            raise ValueError(f"old is {old!r}, found {self.solution.count(old)} times in the "
-                             f"solution of {self.name}, want 1")
-        return self.solution.replace(old, new)
+        if not any(old in gap["body"] for gap in _GAP.finditer(self._shown())):
+            raise ValueError(f"old is {old!r}, want text that stands in a gap of {self.name}")
+        left = [1]  # how many are still to be replaced
+
+        def plant(gap: re.Match[str]) -> str:
+            body = gap["body"]
+            if left[0] and old in body:
+                left[0] = 0
+                return body.replace(old, new, 1)
+            return body
+
+        return _GAP.sub(plant, self._shown())
 
     def _shown(self) -> str:
         return self.text.split(_GRADING, 1)[0] + "\n"

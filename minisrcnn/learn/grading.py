@@ -105,7 +105,7 @@ def grade(number: int, file: Path, seconds: float = SECONDS) -> Verdict:
         done = subprocess.run(run, capture_output=True, text=True, errors="replace",
                               timeout=seconds, stdin=subprocess.DEVNULL, check=False)
     except subprocess.TimeoutExpired:
-        return Verdict("wrong", f"not finished after {seconds:g} seconds: is there an endless loop?")
+        return Verdict("wrong", f"not finished after {seconds:g} s: is there an endless loop?")
     lines = done.stdout.splitlines()
     if not lines or not lines[-1].startswith("{"):
         last = (done.stderr.strip().splitlines() or ["nothing was printed"])[-1]
@@ -156,4 +156,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from minisrcnn.learn.grading import main as run  # the module that exercises import, not a copy
+
+    run(sys.argv[1:])

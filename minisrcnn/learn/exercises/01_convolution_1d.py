@@ -25,7 +25,7 @@ def convolve(x, w, b):
 
 
 # ---- grading -----------------------------------------------------------------------------------
-from minisrcnn.learn.grading import expect  # noqa: E402
+from minisrcnn.learn.grading import expect
 
 MISTAKES = [
     ("w[u]", "w[K - 1 - u]", "The kernel is flipped: w[0] belongs to x[i], w[K - 1] to "

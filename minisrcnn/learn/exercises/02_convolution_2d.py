@@ -25,9 +25,9 @@ def conv2d_forward(x, w, b):
 
 
 # ---- grading -----------------------------------------------------------------------------------
-from scipy.signal import correlate  # noqa: E402
+from scipy.signal import correlate
 
-from minisrcnn.learn.grading import expect  # noqa: E402
+from minisrcnn.learn.grading import expect
 
 MISTAKES = [
     ("* w[f])", "* w[f, :, ::-1, ::-1])", "The kernel is flipped: tap (u, v) belongs to pixel "

@@ -21,7 +21,7 @@ def mse(y, t):
 
 
 # ---- grading -----------------------------------------------------------------------------------
-from minisrcnn.gradcheck import check_gradients  # noqa: E402
+from minisrcnn.gradcheck import check_gradients
 
 MISTAKES = [
     ("2 * difference / M", "difference / M", "The factor 2 is missing: the derivative of d^2 is "

@@ -22,9 +22,9 @@ def sgd_step(parameters, gradients, velocities, eta, mu):
 
 
 # ---- grading -----------------------------------------------------------------------------------
-import numpy as np  # noqa: E402
+import numpy as np
 
-from minisrcnn.learn.grading import Wrong, expect  # noqa: E402
+from minisrcnn.learn.grading import Wrong, expect
 
 MISTAKES = [
     ("D -= eta * g", "D += eta * g", "Uphill: the gradient points to where the loss grows, so it is "

@@ -24,8 +24,8 @@ def relu_backward(dy, y):
 
 
 # ---- grading -----------------------------------------------------------------------------------
-from minisrcnn.gradcheck import check_gradients  # noqa: E402
-from minisrcnn.learn.grading import Wrong, expect  # noqa: E402
+from minisrcnn.gradcheck import check_gradients
+from minisrcnn.learn.grading import Wrong, expect
 
 MISTAKES = [
     ("dy * (y > 0)", "dy * (dy > 0)", "The mask is that of dy: what counts is where the *forward* "

@@ -19,7 +19,7 @@ def conv2d_backward_bias(dy):
 
 
 # ---- grading -----------------------------------------------------------------------------------
-from minisrcnn.gradcheck import check_gradients  # noqa: E402
+from minisrcnn.gradcheck import check_gradients
 
 MISTAKES = [
     ("dy.sum(axis=(0, 2, 3))", "dy[0].sum(axis=(1, 2))", "Not summed over the batch: only the first "

@@ -28,8 +28,8 @@ def conv2d_backward_weight(x, dy):
 
 
 # ---- grading -----------------------------------------------------------------------------------
-from minisrcnn.engine.backends import reference  # noqa: E402
-from minisrcnn.gradcheck import check_gradients  # noqa: E402
+from minisrcnn.engine.backends import reference
+from minisrcnn.gradcheck import check_gradients
 
 MISTAKES = [
     ("dw[f, c, u, v] =", "dw[f, c, KH - 1 - u, KW - 1 - v] =", "The kernel is flipped: tap (u, v) "

@@ -29,8 +29,8 @@ def conv2d_backward_input(dy, w):
 
 
 # ---- grading -----------------------------------------------------------------------------------
-from minisrcnn.engine.backends import reference  # noqa: E402
-from minisrcnn.gradcheck import check_gradients  # noqa: E402
+from minisrcnn.engine.backends import reference
+from minisrcnn.gradcheck import check_gradients
 
 MISTAKES = [
     ("* w[f]", "* w[f, :, ::-1, ::-1]", "The kernel is flipped the wrong way: dy[n,f,i,j] goes back "

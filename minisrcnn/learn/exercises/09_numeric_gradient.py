@@ -29,7 +29,7 @@ def numeric_gradient(function, x, h=1e-5):
 
 
 # ---- grading -----------------------------------------------------------------------------------
-from minisrcnn.learn.grading import Wrong, expect  # noqa: E402
+from minisrcnn.learn.grading import Wrong, expect
 
 MISTAKES = [
     ("(2 * h)", "h", "Twice too large: from x - h to x + h it is 2 h."),

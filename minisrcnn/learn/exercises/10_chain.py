@@ -37,9 +37,9 @@ def loss_and_gradients(x, t, w1, b1, w2, b2):
 
 
 # ---- grading -----------------------------------------------------------------------------------
-import numpy as np  # noqa: E402
+import numpy as np
 
-from minisrcnn.gradcheck import check_gradients  # noqa: E402
+from minisrcnn.gradcheck import check_gradients
 
 MISTAKES = [
     ("conv2d_backward_weight(x, da)", "conv2d_backward_weight(x, dr)", "The ReLU is skipped on the "

@@ -36,15 +36,15 @@ def convolve(x, w):
 
 
 # ---- grading -----------------------------------------------------------------------------------
-from scipy.signal import correlate  # noqa: E402
+from scipy.signal import correlate
 
-from minisrcnn.learn.grading import expect  # noqa: E402
+from minisrcnn.learn.grading import expect
 
 MISTAKES = [
     ("(c * KH + u) * KW + v]", "(c * KW + v) * KH + u]", "Rows in another order than the weights': "
      "(c, u, v) in C order is (c*KH + u)*KW + v."),
-    ("u:u + OH, v:v + OW]", "v:v + OH, u:u + OW]", "Rows and columns of the image are exchanged: u "
-     "goes with the height."),
+    ("u:u + OH, v:v + OW]", "u:u + OH, u:u + OW]", "The tap's column v is not used: its pixels begin "
+     "at row u and column v."),
     (".ravel()", ".T.ravel()", "The pixels of a row in column order: output (i, j) is column "
      "i*OW + j."),
     ("= x[c, u", "= x[0, u", "Every channel is copied from the first one."),

@@ -28,7 +28,7 @@ def col2im(columns, C, H, W, KH, KW):
 
 
 # ---- grading -----------------------------------------------------------------------------------
-from minisrcnn.learn.grading import expect  # noqa: E402
+from minisrcnn.learn.grading import expect
 
 MISTAKES = [
     ("i, j = p - u, q - v", "i, j = p + u, q + v", "The wrong direction: pixel (p, q) lies under tap "
