@@ -468,7 +468,7 @@ def test_imresize_and_psnr(page):
 
 
 def test_a_restored_picture_is_that_of_upscale(page, engine, tmp_path):
-    """A noisy RGBA picture of several tiles, by the model inside the page, against our own upscaling."""
+    """A noisy picture of several tiles, by the model inside the page, against our own upscaling."""
     model = page.evaluate("minisrcnn.MODEL")
     arrays = {
         n: np.array(v["data"], np.float32).reshape(v["shape"])
@@ -482,6 +482,7 @@ def test_a_restored_picture_is_that_of_upscale(page, engine, tmp_path):
     rng = np.random.default_rng(0)
     H, W = (21, 40)
     picture = np.clip(rng.normal(128, 60, (H, W, 4)), 0, 255).astype(np.uint8)
+    picture[..., 3] = 255
     got = page.evaluate(
         """async ([engine, width, height, data]) => {
       const out = await minisrcnn.restorePicture({width, height, data: Uint8ClampedArray.from(data)}, engine, async () => true);
@@ -492,6 +493,21 @@ def test_a_restored_picture_is_that_of_upscale(page, engine, tmp_path):
     want = upscale_image(picture, net, 3).astype(int)
     assert got.shape == want.shape and np.abs(got - want).max() <= 1
     assert (got != want).mean() < 1e-3
+
+
+def test_transparent_pixels_give_no_colour(page):
+    """An orange disc on transparent black stays orange to its edge, enlarged and shrunk."""
+    i, j = np.mgrid[:24, :24]
+    picture = np.where(np.hypot(i - 12, j - 12)[..., None] < 8, [230, 140, 20, 255], [0, 0, 0, 0])
+    for function in ("await minisrcnn.restorePicture(p, 'js', async () => true)", "minisrcnn.shrinkPicture(p)"):
+        got = page.evaluate(
+            "async data => { const p = {width: 24, height: 24, data: Uint8ClampedArray.from(data)},"
+            f" out = {function}; return [...(out.bicubic ?? out.small).data]; }}",
+            picture.ravel().tolist(),
+        )
+        got = np.array(got).reshape(-1, 4)
+        seen = got[got[:, 3] > 20]
+        assert len(seen) and np.abs(seen[:, :3] - [230, 140, 20]).max() <= 3
 
 
 def test_the_reader_restores_a_file(page, tmp_path):
@@ -521,20 +537,22 @@ def test_the_reader_restores_a_file(page, tmp_path):
 
 
 def test_it_learns(page, engine):
-    """A few hundred steps get above bicubic on the picture that is not trained on (WebGPU here is slow)."""
-    if engine == "webgpu":
-        pytest.skip("a software renderer takes minutes; ten steps of it are compared above")
+    """600 steps get above bicubic on the picture that is not trained on; fewer where steps are slow."""
+    steps = {"wasm": 600, "js": 60, "webgpu": 4}[engine]
     page.check(f"[name=engine][value={engine}]")
     page.click("#restart")
-    psnr = page.evaluate("""async () => { const {learn} = minisrcnn; await new Promise(r => setTimeout(r, 300));
-      document.getElementById("train").click();
-      while (learn.network.steps < 600) await new Promise(r => setTimeout(r, 50));
-      document.getElementById("train").click();
-      while (document.getElementById("train").textContent !== "Train") await new Promise(r => setTimeout(r, 20));
-      await new Promise(r => setTimeout(r, 300));
-      return [learn.scores[0][1], learn.psnr, learn.test.bicubic, learn.losses[0][1], learn.losses.at(-1)[1]]; }""")
-    before, after, bicubic, first_loss, last_loss = psnr
-    assert after > before and after > bicubic + 0.3 and last_loss < first_loss
+    wait(page, "minisrcnn.learn.network.steps === 0 && minisrcnn.learn.scores.length === 1"
+               f" && minisrcnn.learn.engine.name === '{engine}'")
+    page.click("#train")
+    wait(page, f"minisrcnn.learn.network.steps >= {steps}")
+    page.click("#train")
+    wait(page, "document.getElementById('learn-say').textContent.startsWith('Paused after')"
+               " && document.getElementById('train').textContent === 'Train'"
+               " && minisrcnn.learn.scores.at(-1)[0] === minisrcnn.learn.network.steps")
+    before, after, bicubic = page.evaluate(
+        "(({scores, test}) => [scores[0][1], scores.at(-1)[1], test.bicubic])(minisrcnn.learn)")
+    assert abs(before - bicubic) < 0.5  # it starts as bicubic, nearly
+    assert after > bicubic + 0.3 if engine == "wasm" else after != before
     page.check("[name=engine][value=wasm]")
 
 
@@ -582,7 +600,7 @@ def test_every_control_can_be_used_without_an_error(browser):
     for select in page.locator("select").all():
         for value in select.evaluate("s => [...s.options].map(o => o.value)"):
             select.select_option(value)
-            if select.get_attribute("id") == "bug":
+            if value == "dx-border":
                 for go in page.locator(".quick button").all():
                     go.click()
     for slider in page.locator("input[type=range]:visible").all():
@@ -593,8 +611,7 @@ def test_every_control_can_be_used_without_an_error(browser):
     for box in page.locator("input[type=checkbox], input[type=radio]").all():
         if box.is_enabled():
             box.click()
-    for cell in page.locator("[data-cell]").all():
-        cell.evaluate("e => { e.focus(); e.click(); }")
+    page.evaluate("document.querySelectorAll('[data-cell]').forEach(e => { e.focus(); e.click(); })")
     for key in ("Home", "End", "ArrowUp", "ArrowDown", "ArrowLeft", "+", "-", ".", ","):
         page.keyboard.press(key)
     page.locator("summary").click()

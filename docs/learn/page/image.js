@@ -66,6 +66,17 @@ function splitColour({width: W, height: H, data}) {
   return {y, cb, cr, alpha};
 }
 
+// All planes resized, the colours in proportion to alpha: what is transparent has none to give.
+function resizeColour(planes, scale) {
+  const alpha = imresize(planes.alpha, scale), out = {alpha}, opaque = planes.alpha.data.every(a => a === 1);
+  for (const name of ["y", "cb", "cr"]) {
+    const {H, W, data} = planes[name];
+    out[name] = imresize(opaque ? planes[name] : {H, W, data: data.map((v, k) => v * planes.alpha.data[k])}, scale);
+    if (!opaque) out[name].data.forEach((v, k, plane) => { plane[k] = alpha.data[k] > 1e-3 ? v / alpha.data[k] : OFFSET[1] / 255; });
+  }
+  return out;
+}
+
 // ... and back to RGBA bytes.
 function joinColour({y, cb, cr, alpha}) {
   const {H, W} = y, out = new Uint8ClampedArray(4 * H * W);

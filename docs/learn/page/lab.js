@@ -17,7 +17,7 @@ const BUGS = [
   {id: "none", title: "none"},
   {id: "dx-not-flipped", of: "dx", title: "dx: kernel not flipped", mutant: "dx, kernel not flipped", says: "kernel flipped",
     code: "dx[n, c, p, q] += dy[n, f, p - u, q - v] * w[f, c, KH - 1 - u, KW - 1 - v]",
-    why: "Each dy meets the tap opposite to the one it came through. With dy all ones most of it goes unseen: choose that loss and count."},
+    why: "Each dy meets the tap opposite to the one it came through. With dy all ones, some of the wrong numbers look right: choose that loss and count."},
   {id: "dx-swapped", of: "dx", title: "dx: rows and columns of the kernel swapped", mutant: "dx, H and W of the kernel swapped", says: "H and W swapped",
     code: "dx[n, c, p, q] += dy[n, f, p - u, q - v] * w[f, c, v, u]",
     why: "Square kernels give no error of shapes, so nothing but a check of the numbers finds it."},
@@ -35,7 +35,7 @@ const BUGS = [
     why: "The diagonal is right, the rest is mirrored: a check of one lucky entry passes."},
   {id: "dw-last-row", of: "dw", title: "dw: the last row of dy left out", mutant: "dw, the last row of dy left out", says: "index 3 of axis 2 of dy is left out",
     code: "for i in range(OH - 1):",
-    why: "The usual off-by-one error. It still learns, a little worse, and nobody notices."},
+    why: "The usual off-by-one error: each sum has lost four of its 16 terms, and nothing looks strange."},
   {id: "dw-row-up", of: "dw", title: "dw: one row off", mutant: "dw, one row up", says: null,
     code: "dw[f, c, (u + 1) % KH, v] += dy[n, f, i, j] * x[n, c, i + u, j + v]",
     why: "All numbers are there, each in its neighbour's place."},
@@ -47,7 +47,7 @@ const BUGS = [
     why: "The bias is added to every output, so its gradient is the sum."},
   {id: "db-zero", of: "db", title: "db: forgotten, zero", mutant: "db, zero", says: "zero everywhere",
     code: "db = np.zeros(F)",
-    why: "A network without a working bias still trains; only a check tells."},
+    why: "The weights' gradients are right, so the loss still falls; the bias stays where it began."},
   {id: "relu-missing", of: "dy", relu: true, title: "ReLU: mask missing", mutant: "relu, mask missing", says: "mask missing",
     code: "dx[k] = dy[k]",
     why: "Where ReLU was off, the loss does not move, but this gradient says that it does."},
@@ -323,11 +323,27 @@ function showSum() {
   $("step-text").textContent = `${step} / ${count}`;
   $("step").setAttribute("aria-valuetext", `${step} of ${count} terms, ${shortNumber(total)}`);
 
+  showConcrete(target, sum, step);
   showEditor(shown);
   showDerivative(target);
-  showLies(grid, i, j);
+  showOverlay(grid, i, j);
   showCode(grid);
   drawWires(running ? sum.terms[step - 1] : null, target);
+}
+
+// The last term that was added, with its indices and its numbers.
+function showConcrete(target, sum, step) {
+  const term = sum.terms[step - 1];
+  lab.useRelu = target.grid === "dy" && lab.relu;
+  const factors = term?.map(valueOf) ?? [];
+  lab.useRelu = false;
+  const product = factors.reduce((a, b) => a * b, 1), left = nameOf(target);
+  const words = !term ? (sum.start ? `${left} = b` : `${left} = 0`)
+    : term.outside ? `${term.map(nameOf).join(" · ")}: outside dy, there is no such output`
+    : term.lost ? `${term.map(nameOf).join(" · ")}: left out by the bug`
+    : `${sum.signs?.[step - 1] === -1 ? "−" : "+"} ${term.map(nameOf).join(" · ")}` +
+      (factors.length > 1 ? ` = ${factors.map(v => shortNumber(v)).join(" · ")}` : "") + ` = ${shortNumber(product, 4)}`;
+  $("concrete").textContent = `${step}: ${words}`;
 }
 
 function showEditor(shown) {
@@ -353,7 +369,7 @@ function showDerivative({grid, i, j}) {
   $("h-text").innerHTML = exponent === 0 ? "1" : `10<sup>${String(exponent).replace("-", "−")}</sup>`;
 }
 
-// The kernel as it lies on the other factor: straight on x, rotated by 180 degrees on dy. Nine
+// The kernel laid over the other factor: straight over x, rotated by 180 degrees over dy. Nine
 // [number of the term, tap], row by row.
 function tapsInPlace(grid, i, j) {
   const places = [];
@@ -365,17 +381,17 @@ function tapsInPlace(grid, i, j) {
 }
 const miniature = places => places.map(([k, tap]) => `<span><i>${k}</i>${shortNumber(valueOf(tap), 2)}</span>`).join("");
 
-function showLies(grid, i, j) {
-  $("lies").hidden = grid !== "y" && grid !== "dx";
-  if ($("lies").hidden) return;
+function showOverlay(grid, i, j) {
+  $("overlay").hidden = grid !== "y" && grid !== "dx";
+  if ($("overlay").hidden) return;
   const flipped = grid === "dx", places = tapsInPlace(grid, i, j), {bug} = lab;
   lab.bug = "none";
   const right = tapsInPlace(grid, i, j);
   lab.bug = bug;
   const wrong = places.some(([, tap], k) => !sameCell(tap, right[k][1]));
-  $("lies-name").textContent = `w as it lies on ${flipped ? "dy" : "x"}`;
-  $("lies-text").textContent = !flipped ? "Straight: tap (0, 0) is at the top left."
-    : wrong ? "Left as the bug lays it, right as the sum wants it: rotated by 180°."
+  $("overlay-name").textContent = `w laid over ${flipped ? "dy" : "x"}`;
+  $("overlay-text").textContent = !flipped ? "Straight: tap (0, 0) is at the top left."
+    : wrong ? "Left: with the bug. Right: correct, rotated by 180°."
     : "Rotated by 180°: the last tap comes first. This is the flipped kernel of the textbooks; it is nothing but the minus in p − u.";
   $("mini").innerHTML = miniature(places);
   $("mini").classList.toggle("bad", wrong);
@@ -489,6 +505,7 @@ function setStep(k) {
   lab.shown = null;
   lab.step = Math.min(count, Math.max(0, k));
   showSum();
+  $("say").textContent = `Term ${$("concrete").textContent}; so far ${$("sum-name").querySelector("strong").textContent}`;
 }
 const stepNow = () => Number($("step").value);
 

@@ -82,7 +82,7 @@ async function timeEngines() {
   $("times").innerHTML = "<thead><tr><th>engine</th><th>a training step of part 2, 8 patches</th><th>96 × 96 pixels through the shipped model</th><th>largest difference from JavaScript</th></tr></thead><tbody>" +
     rows.map(row => row[4] ? `<tr><th>${row[0]}</th>${number(row, 1)}${number(row, 2)}<td>${row[3] === 0 ? "0" : row[3].toExponential(1)}</td></tr>`
       : `<tr><th>${row[0]}</th><td colspan="3">${escapeHtml(row[1])}</td></tr>`).join("") + "</tbody>";
-  $("time-text").textContent = "Median of a few runs, with the way there and back; pixels are 0 to 1.";
+  $("time-text").textContent = "Median of a few runs, including the copies to and from the engine; pixels are 0 to 1.";
   $("time").disabled = false;
 }
 
@@ -99,7 +99,7 @@ function startTheme() {
 window.minisrcnn = {
   lab, START, BUGS, setBug, pin, setStep, change, computeLab, paintLab, evaluate, finiteDifference,
   ENGINES, makeEngine, Network, initialParameters, randomSource, sizeOf, modelParameters, MODEL,
-  imresize, degrade, psnr, splitColour, joinColour, drawShapes, drawScene, restorePicture, learn, restore,
+  imresize, degrade, psnr, splitColour, joinColour, drawShapes, drawScene, restorePicture, shrinkPicture, learn, restore,
 };
 
 startTheme();

@@ -15,9 +15,7 @@ function modelParameters() {
 
 // {width, height, data} of RGBA bytes -> the restored and the bicubic picture; null if stopped.
 async function restorePicture(picture, engineName, progress) {
-  const planes = splitColour(picture), large = {};
-  for (const name of ["y", "cb", "cr", "alpha"]) large[name] = imresize(planes[name], SCALE);
-  const engine = await makeEngine(engineName);
+  const large = resizeColour(splitColour(picture), SCALE), engine = await makeEngine(engineName);
   try {
     const y = await new Network(engine, modelParameters()).predict(large.y, progress);
     return y && {bicubic: joinColour(large), restored: joinColour({...large, y}), planes: {bicubic: large.y, restored: y}};
@@ -29,9 +27,8 @@ async function restorePicture(picture, engineName, progress) {
 function shrinkPicture({width, height, data}) {
   const W = width - width % SCALE, H = height - height % SCALE, cropped = new Uint8ClampedArray(4 * H * W);
   for (let i = 0; i < H; i++) cropped.set(data.subarray(4 * i * width, 4 * (i * width + W)), 4 * i * W);
-  const truth = splitColour({width: W, height: H, data: cropped}), small = {};
-  for (const name of ["y", "cb", "cr", "alpha"]) small[name] = imresize(truth[name], 1 / SCALE);
-  return {small: joinColour(small), truth: truth.y};
+  const truth = splitColour({width: W, height: H, data: cropped});
+  return {small: joinColour(resizeColour(truth, 1 / SCALE)), truth: truth.y};
 }
 
 // A new request stops the one that runs, and waits until it has stopped.
