@@ -19,12 +19,16 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-from minisrcnn.checkpoint import ModelFile, load_model
+from minisrcnn.checkpoint import load_model
+from minisrcnn.models import find_model
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 PAGE = HERE.parent / "gradients.html"
 REFERENCE = ROOT / "minisrcnn/engine/backends/reference.py"
+
+#: The model that part 3 restores pictures with.
+MODEL = "9-1-5-x3"
 
 #: The version of the wheel that compiled what is committed; another one may give other bytes.
 ZIGLANG = "0.17.1"
@@ -92,37 +96,22 @@ def code_lines(source: str, name: str, sum_pattern: str) -> list[dict[str, objec
     return lines
 
 
-def model_block(model: ModelFile) -> dict[str, object]:
-    """Return the model as the page takes it: names, shapes, and float32 in base64."""
-    weights = b"".join(value.astype("<f4").tobytes() for value in model.parameters.values())
+def model_block(name: str) -> dict[str, object]:
+    """Return a shipped model as the page takes it: names, shapes, and float32 in base64."""
+    shipped = find_model(name)
+    if shipped is None:
+        raise SystemExit(f"minisrcnn ships no model {name!r}")
+    parameters = load_model(shipped.path).parameters
+    weights = b"".join(value.astype("<f4").tobytes() for value in parameters.values())
     return {
-        "about": f"{model.arch}, scale {model.scale}",
-        "parameters": [[name, list(value.shape)] for name, value in model.parameters.items()],
+        "name": name,
+        "parameters": [[key, list(value.shape)] for key, value in parameters.items()],
         "weights": base64.b64encode(weights).decode(),
     }
 
 
-def find_model() -> Path | None:
-    """Return the file of the shipped 9-1-5 for scale 3; None if there is none."""
-    for path in sorted((ROOT / "minisrcnn/models").glob("*.safetensors")):
-        model = load_model(path)
-        if model.arch == "9-1-5" and model.scale == 3 and model.channels == 1:
-            return path
-    return None
-
-
-def build(model: Path | None = None) -> str:
-    """Return the text of the page, with that model or the shipped one.
-
-    Where none ships yet, the page keeps the model that it has.
-    """
-    model = model or find_model()
-    if model is None:
-        kept = re.search(r"^const MODEL = (.*);$", PAGE.read_text("utf-8"), re.M)
-        assert kept is not None
-        block = kept[1]
-    else:
-        block = json.dumps(model_block(load_model(model)))
+def build() -> str:
+    """Return the text of the page."""
     reference = REFERENCE.read_text("utf-8")
     values = {
         "wasm": base64.b64encode(compile_wasm(HERE / "conv.c")).decode(),
@@ -130,7 +119,7 @@ def build(model: Path | None = None) -> str:
         "code": json.dumps(
             {name: code_lines(reference, name, pattern) for name, pattern in SHOWN.items()}
         ),
-        "model": block,
+        "model": json.dumps(model_block(MODEL)),
     }
     page = (HERE / "index.html").read_text("utf-8")
     page = re.sub(r"/\*\{(\S+)\}\*/", lambda m: (HERE / m[1]).read_text("utf-8").rstrip(), page)
@@ -138,6 +127,6 @@ def build(model: Path | None = None) -> str:
 
 
 if __name__ == "__main__":
-    text = build(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    text = build()
     PAGE.write_text(text, "utf-8", newline="\n")
     print(f"{PAGE.name}: {len(text.encode()) / 1000:.0f} kB")

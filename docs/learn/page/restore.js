@@ -110,7 +110,7 @@ async function takeFile(file) {
 }
 
 function startRestore() {
-  $("model-name").textContent = MODEL.about;
+  $("model-name").textContent = MODEL.name;
   $("file").addEventListener("change", () => takeFile($("file").files[0]));
   $("drawn").addEventListener("click", () => {
     restore.source = drawScene(288, 432);
