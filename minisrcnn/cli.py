@@ -7,6 +7,7 @@ runs, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -23,6 +24,9 @@ from .commands.models import models_command
 from .commands.terminal import Command, complain
 from .commands.train import train_command
 from .commands.upscale import upscale_command
+
+# How writing to standard output fails; files of our own name themselves in their errors.
+_STREAM_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 app = typer.Typer(
     help="SRCNN from scratch: train it, score it, upscale pictures with it.",
@@ -43,6 +47,7 @@ app.add_typer(learn.app, name="learn")
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line, ``sys.argv`` by default, and exit; the entry point of ``minisrcnn``."""
     args = sys.argv[1:] if args is None else args
+    _open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name can hold anything
     try:
@@ -51,8 +56,12 @@ def main(args: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         complain("interrupted")
         code = 130
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+    except OSError as error:
+        if error.filename is not None or error.errno not in _STREAM_ERRORS:
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # of a reader, such as `head`, that has enough
+            complain(f"standard output cannot be written ({error.strerror})")
         code = 1
     except Exception as error:
         # What typer itself refuses: an unknown option, a value of the wrong type.
@@ -65,6 +74,20 @@ def main(args: list[str] | None = None) -> NoReturn:
         complain(f"{text} (see {command} --help)")
         code = getattr(error, "exit_code", 2)
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Open what was closed (``minisrcnn ... >&-``) on the null device.
+
+    Else the next file that is opened gets the stream's number, and what is printed goes into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
 
 
 def _print_version(value: bool) -> None:

@@ -1,4 +1,14 @@
-"""The exceptions that mean "the request was wrong": their message is all that a user needs."""
+"""What is said to a user: exceptions that mean "the request was wrong", and text that is safe."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped: names of files can hold any."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape",
+                   "surrogatepass").decode() for c in text)
 
 
 class MinisrcnnError(Exception):

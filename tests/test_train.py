@@ -64,7 +64,7 @@ def drawn():
 def undrawn(request, monkeypatch):
     """Leave pictures and report out, which take seconds, where they are not asked for."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(loop, "write_report", lambda result: None)
+        monkeypatch.setattr(loop, "write_report", lambda result, lines: None)
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def test_leaves_weights_log_pictures_and_report(pictures, tiny, drawn):
     result = train(settings(pictures), quiet)
     out = Path("run")
     assert {p.name for p in out.iterdir()} == {
-        "model.safetensors", "checkpoint.safetensors", "log.jsonl", "curve.png", "filters.png",
-        "before-after.png", "report.md"}
+        "model.safetensors", "checkpoint.safetensors", "checkpoint-previous.safetensors",
+        "log.jsonl", "curve.png", "filters.png", "before-after.png", "report.md", ".lock"}
     for name in ("curve.png", "filters.png", "before-after.png"):
         assert (out / name).read_bytes().startswith(PNG)
         assert read_image(out / name).std() > 5, "an empty picture"
@@ -379,14 +379,14 @@ def test_full_disk_is_found_before_the_first_step(pictures, tiny, monkeypatch):
     monkeypatch.setattr(HostStepper, "step", lambda self: pytest.fail("a step was made"))
     with pytest.raises(MinisrcnnError, match=r"run: cannot be written to \(No space left"):
         train(settings(pictures), quiet)
-    assert list(Path("run").iterdir()) == []
+    assert [path.name for path in Path("run").iterdir()] == [".lock"]
 
 
 def test_disk_that_fills_up_leaves_the_checkpoint_before(pictures, tiny, monkeypatch):
     save, saved = files.save_state, []
 
     def save_twice(path, arrays, metadata):
-        if len(saved) == 2:
+        if len(saved) == 3:
             raise MinisrcnnError(f"{path}: cannot be written (No space left on device)")
         saved.append({name: value.copy() for name, value in arrays.items()})
         save(path, arrays, metadata)

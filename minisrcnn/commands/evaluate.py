@@ -11,7 +11,9 @@ from .terminal import (
     Backend,
     Model,
     Scale,
+    ask_for_scale,
     load_network,
+    model_scale,
     new_table,
     note,
     number,
@@ -43,13 +45,18 @@ def evaluate_command(
 ) -> None:
     """Score a model on Y, PSNR and SSIM, beside bicubic and the published figures."""
     from ..engine.backends import announce_backend
-    from ..evaluate import evaluate, explain_protocol
+    from ..evaluate import evaluate, explain_protocol, likely_scale
     from ..imaging.datasets import load_datasets
 
     loaded, path, net, scale = _model(model, scale, backend)
     sets = load_datasets(data or [], ("Set5", "Set14"))
     if net is not None:
         announce_backend(net.backend, backend, note)
+    if loaded is not None and net is not None and loaded.scale is None and net.channels == 1:
+        likely = likely_scale(sets[0], scale, net)
+        if likely is not None:
+            note(f"Warning: the scores look like those of a model for scale {likely}, not {scale}: "
+                 f"try --scale {likely}.")
     name = "" if model is not None or path is None else f", {path.stem}"
     header: dict[str, Any] = {"scale": scale, "model": None}
     if loaded is not None:
@@ -86,8 +93,16 @@ def _model(
     if name is None:
         scale = 3 if scale is None else scale
         name = _default(scale)
-    loaded, path, net = load_network(name, scale, backend)
-    return loaded, path, net, scale or loaded.scale or 3
+    loaded, path, net = load_network(name, backend)
+    own = model_scale(loaded, path)
+    if scale is None:
+        if own is None:
+            raise ask_for_scale(path)
+        scale = own
+    elif own not in (None, scale):
+        note(f"Warning: {path} was trained for scale {own}, not {scale}: it will do worse than it "
+             "can.")
+    return loaded, path, net, scale
 
 
 def _default(scale: int) -> str:

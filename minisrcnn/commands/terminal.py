@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..engine.backends import BACKENDS
-from ..errors import MinisrcnnError, reason
+from ..errors import MinisrcnnError, printable, reason
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +53,8 @@ Model = Annotated[str | None, typer.Option(
          "training in runs/ or of a model of the package (minisrcnn models).",
     show_default="the package's for the scale")]
 Scale = Annotated[int | None, typer.Option(
-    min=2, max=16, help="How many times larger.", show_default="the model's own, else 3")]
+    min=2, max=16, help="How many times larger.",
+    show_default="the model's own; 3 without a model")]
 BACKEND_HELP = f"What computes: auto, {', '.join(BACKENDS)}."
 Backend = Annotated[str, typer.Option(metavar="NAME", help=BACKEND_HELP)]
 
@@ -86,21 +87,14 @@ def console(stderr: bool = False) -> Console:
 
 
 def note(text: str) -> None:
-    """Print a line on standard error."""
-    print(printable(text), file=sys.stderr)
+    """Print a line on standard error; work goes on where nobody reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(text), file=sys.stderr)
 
 
 def complain(text: str) -> None:
     """Print an error as one line on standard error."""
-    print(f"minisrcnn: {printable(' '.join(text.split()))}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """Return a text with its control characters escaped: names of files can hold any."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape",
-                   "surrogatepass").decode() for c in text)
+    note(f"minisrcnn: {' '.join(text.split())}")
 
 
 @contextlib.contextmanager
@@ -112,7 +106,28 @@ def user_values() -> Iterator[None]:
         raise MinisrcnnError(str(error)) from error
 
 
-def load_network(model: str, scale: int | None, backend: str) -> tuple[ModelFile, Path, SRCNN]:
+def model_scale(loaded: ModelFile, path: Path) -> int | None:
+    """Return the scale of a model: what its file says, else what its name hints at, with a note.
+
+    The authors' files do not hold their scale.
+    """
+    from ..checkpoint import scale_from_name
+
+    if loaded.scale is not None:
+        return loaded.scale
+    hint = scale_from_name(path)
+    if hint is not None:
+        note(f"{path} is by its name for scale {hint}.")
+    return hint
+
+
+def ask_for_scale(path: Path) -> MinisrcnnError:
+    """Return what to raise where neither a model nor the user says the scale."""
+    return MinisrcnnError(f"{path}: neither the file nor its name says for which scale it was "
+                          "trained: name it with --scale")
+
+
+def load_network(model: str, backend: str) -> tuple[ModelFile, Path, SRCNN]:
     """Load what ``--model`` names, with a warning where it was trained for something else."""
     from ..checkpoint import load_model, resolve_model
     from ..engine.backends import choose_backend
@@ -120,9 +135,6 @@ def load_network(model: str, scale: int | None, backend: str) -> tuple[ModelFile
 
     path = resolve_model(model)
     loaded = load_model(path)
-    if scale is not None and loaded.scale is not None and loaded.scale != scale:
-        note(f"Warning: {path} was trained for scale {loaded.scale}, not {scale}: "
-             "it will do worse than it can.")
     degradation = loaded.metadata.get("degradation", "bicubic")
     if degradation != "bicubic":
         note(f"Warning: {path} was trained on another degradation ({degradation}), "

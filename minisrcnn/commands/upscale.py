@@ -16,8 +16,10 @@ from ..errors import MinisrcnnError
 from .terminal import (
     Backend,
     Model,
+    ask_for_scale,
     complain,
     load_network,
+    model_scale,
     note,
     print_json,
     printable,
@@ -156,12 +158,16 @@ def load_named(
     """Return the networks of a model, or the package's, and the scale that is wanted."""
     if model is None:
         return functools.partial(_shipped, {}, backend), 3 if scale is None else scale
-    loaded, _, net = load_network(model, None, backend)
+    loaded, path, net = load_network(model, backend)
     if net.channels != 1:
         raise MinisrcnnError(f"{model}: has {net.channels} channels, want a model of 1: "
                              "the network restores Y alone")
     # A model that does not say its scale is taken for one of the scale that is asked.
-    whole = loaded.scale or (3 if scale is None else _next_whole(scale))
+    whole = model_scale(loaded, path)
+    if whole is None:
+        if scale is None:
+            raise ask_for_scale(path)
+        whole = _next_whole(scale)
     return functools.partial(_repeated, (net, whole)), whole if scale is None else scale
 
 
@@ -179,7 +185,7 @@ def _shipped(nets: dict[str, Any], backend: str, factor: float) -> list[tuple[An
         models = models_for(factor)
     for model in models:
         if model.name not in nets:
-            _, _, nets[model.name] = load_network(model.name, None, backend)
+            _, _, nets[model.name] = load_network(model.name, backend)
     return [(nets[model.name], model.scale) for model in models]
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from ..errors import printable
 from .pictures import Validation
 from .settings import Plan
 from .state import Progress
@@ -25,8 +26,9 @@ class Shown(Protocol):
 
 
 def say_to_stderr(text: str) -> None:
-    """Print one line on standard error."""
-    print(" ".join(text.split()), file=sys.stderr, flush=True)
+    """Print one line on standard error; training goes on where nobody reads it any more."""
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -60,16 +62,23 @@ def display(run: Shown) -> Iterator[Callable[[], None]]:
     columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=None),
                TextColumn("loss {task.fields[loss]}  {task.fields[rate]} patches/s  "
                           "{task.fields[score]}"), TimeRemainingColumn())
-    with Bar(*columns, console=console) as bar:
-        epochs = run.plan.recipe.epochs
-        task = bar.add_task("train", total=run.steps, completed=run.progress.step, epoch="",
-                            loss="", rate="", score="")
+    bar = Bar(*columns, console=console)
+    epochs = run.plan.recipe.epochs
+    task = bar.add_task("train", total=run.steps, completed=run.progress.step, epoch="", loss="",
+                        rate="", score="")
 
-        def update() -> None:
-            loss, rate, score = facts()
-            epoch = min(run.progress.step // run.batches + 1, epochs)
+    def update() -> None:
+        loss, rate, score = facts()
+        epoch = min(run.progress.step // run.batches + 1, epochs)
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone
             bar.update(task, completed=run.progress.step, epoch=f"{epoch}/{epochs}", loss=loss,
                        rate=rate, score=score)
 
+    with contextlib.suppress(OSError, ValueError):
+        bar.start()
+    try:
         update()
         yield update
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            bar.stop()

@@ -1,10 +1,12 @@
-"""The files of a run: its folder, the log and the checkpoint."""
+"""The files of a run: its folder, the lock, the log and the checkpoint."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,26 @@ from numpy.typing import NDArray
 
 from ..checkpoint import load_state, save_state
 from ..errors import MinisrcnnError
-from .settings import Plan, Say, TrainSettings, run_folder
+from .settings import Plan, Say
 from .state import Progress
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+PREVIOUS_FILE = "checkpoint-previous.safetensors"
 LOG_FILE = "log.jsonl"
+LOCK_FILE = ".lock"
+
+# What a run that is killed while it writes can leave; other hidden files are the user's.
+_LEFTOVER = re.compile(r"\.(probe|(checkpoint(-previous)?|model)\.safetensors|report\.md|"
+                       r"(curve|filters|before-after)\.png)[.-]\d+(-[0-9a-f]{8})?\.part")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Checkpoint:
     """A training as it was after a step.
 
     Attributes
     ----------
-    plan : Plan or None
-        None where the run was killed before its first checkpoint.
+    plan : Plan
     progress : Progress
     checksum : int
         Of the pictures.
@@ -35,46 +42,10 @@ class Checkpoint:
         Parameters and the optimizer's state.
     """
 
-    plan: Plan | None
+    plan: Plan
     progress: Progress
     checksum: int
     arrays: dict[str, NDArray[Any]]
-
-
-def load_checkpoint(settings: TrainSettings) -> Checkpoint:
-    """Read the checkpoint of a run; one without arrays where it was killed before the first."""
-    out = run_folder(settings)
-    path = out / CHECKPOINT_FILE
-    if not path.exists():
-        if out.is_dir() and {p.name for p in _visible(out)} <= {LOG_FILE}:
-            return Checkpoint(None, Progress(), 0, {})
-        raise MinisrcnnError(f"{out}: nothing to resume, there is no {CHECKPOINT_FILE}")
-    arrays, metadata = load_state(path)
-    try:
-        return Checkpoint(Plan.from_json(metadata["plan"]),
-                          Progress(**json.loads(metadata["progress"])),
-                          int(metadata["checksum"]), arrays)
-    except (KeyError, TypeError, ValueError):
-        raise MinisrcnnError(f"{path}: not a checkpoint of this version of minisrcnn") from None
-
-
-def free_folder(settings: TrainSettings) -> Path:
-    """Return the folder of a run that begins; refuse one that holds anything."""
-    out = run_folder(settings)
-    try:
-        if out.exists() and not out.is_dir():
-            raise MinisrcnnError(f"{out}: a file is in the way, want a folder for the run")
-        if out.is_dir() and _visible(out):
-            more = ("; go on with it (--resume)" if (out / CHECKPOINT_FILE).exists() else "")
-            raise MinisrcnnError(f"{out}: holds files already, and nothing is overwritten: name "
-                                 f"another folder with --out{more}")
-    except OSError as error:
-        raise MinisrcnnError(f"{out}: cannot be read ({error.strerror})") from None
-    return out
-
-
-def _visible(out: Path) -> list[Path]:
-    return [path for path in out.iterdir() if not path.name.startswith(".")]
 
 
 class RunFiles:
@@ -82,6 +53,19 @@ class RunFiles:
 
     def __init__(self, out: Path) -> None:
         self.out = out
+
+    def check_free(self) -> None:
+        """Refuse a folder that holds anything but hidden files."""
+        out = self.out
+        try:
+            if out.exists() and not out.is_dir():
+                raise MinisrcnnError(f"{out}: a file is in the way, want a folder for the run")
+            if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+                more = "; go on with it (--resume)" if (out / CHECKPOINT_FILE).exists() else ""
+                raise MinisrcnnError(f"{out}: holds files already, and nothing is overwritten: "
+                                     f"name another folder with --out{more}")
+        except OSError as error:
+            raise MinisrcnnError(f"{out}: cannot be read ({error.strerror})") from None
 
     def make(self) -> None:
         """Make the folder."""
@@ -91,11 +75,31 @@ class RunFiles:
             raise MinisrcnnError(
                 f"{self.out}: cannot be made ({error.strerror or error})") from None
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other trainings out of the folder; the system ends the lock of a killed one."""
+        import filelock
+
+        lock = filelock.FileLock(self.out / LOCK_FILE, timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise MinisrcnnError(f"{self.out}: another training is writing to it: wait for its "
+                                 "end, or name another folder with --out") from None
+        except (OSError, NotImplementedError) as error:
+            raise MinisrcnnError(f"{self.out}: cannot be written to "
+                                 f"({getattr(error, 'strerror', None) or error})") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def tidy(self) -> None:
         """Remove what a run that was killed while it wrote left behind."""
         with contextlib.suppress(OSError):
-            for part in self.out.glob(".*.part"):
-                part.unlink()
+            for path in self.out.iterdir():
+                if _LEFTOVER.fullmatch(path.name):
+                    path.unlink()
 
     def probe(self, size: int) -> None:
         """Write as much as the run will, ``size`` bytes, so that a full disk is found now."""
@@ -113,10 +117,6 @@ class RunFiles:
             with contextlib.suppress(OSError):
                 probe.unlink()
 
-    def begin_log(self) -> None:
-        """Begin an empty log."""
-        (self.out / LOG_FILE).write_bytes(b"")
-
     def append(self, line: dict[str, Any]) -> int:
         """Add a line to the log, durably; return the length of the log."""
         data = (json.dumps(line) + "\n").encode()
@@ -131,23 +131,83 @@ class RunFiles:
                                  f"({error.strerror})") from None
 
     def cut_log(self, length: int, say: Say) -> int:
-        """Cut the log back to ``length`` bytes; return its length, less where it lost lines."""
+        """Cut the log back to ``length`` bytes, whole lines; return its length.
+
+        It is less than asked for where the log has lost lines.
+        """
         log = self.out / LOG_FILE
         try:
-            with open(log, "ab") as file:
-                if file.tell() < length:
+            with open(log, "a+b") as file:
+                file.seek(0)
+                data = file.read()[:length]
+                kept = data.rfind(b"\n") + 1
+                if kept < length:
                     say(f"{log} has lost lines; it goes on with what it has.")
-                    length = file.tell()
-                file.truncate(length)
+                file.truncate(kept)
         except OSError as error:
             raise MinisrcnnError(f"{log}: cannot be written ({error.strerror})") from None
-        return length
+        return kept
+
+    def read_log(self, say: Say) -> list[dict[str, Any]]:
+        """Return the lines of the log; damaged ones are skipped with a warning."""
+        log = self.out / LOG_FILE
+        lines: list[dict[str, Any]] = []
+        for number, text in enumerate(log.read_bytes().splitlines(), 1):
+            try:
+                line = json.loads(text)
+                numbers = {"start": ["epoch", "psnr"], "epoch": ["epoch", "loss"]}[line["event"]]
+                if any(type(line.get(key)) not in (int, float) for key in numbers) or (
+                        type(line.get("psnr", 0.0)) is not float):
+                    raise ValueError
+                lines.append(line)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                say(f"{log}: line {number} is damaged; the report is made without it.")
+        return lines
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint, whole or not at all."""
-        assert checkpoint.plan is not None
-        save_state(self.out / CHECKPOINT_FILE, checkpoint.arrays, {
+        """Write the checkpoint, whole or not at all; the one before stays beside it."""
+        path, previous = self.out / CHECKPOINT_FILE, self.out / PREVIOUS_FILE
+        try:
+            if path.exists():
+                previous.unlink(missing_ok=True)
+                try:
+                    os.link(path, previous)  # so that there is a checkpoint at any moment
+                except OSError:  # a file system without links
+                    os.replace(path, previous)
+        except OSError as error:
+            raise MinisrcnnError(f"{previous}: cannot be written ({error.strerror})") from None
+        save_state(path, checkpoint.arrays, {
             "plan": checkpoint.plan.to_json(),
             "progress": json.dumps(asdict(checkpoint.progress)),
             "checksum": str(checkpoint.checksum),
         })
+
+    def check_begun(self) -> None:
+        """Refuse a folder without a checkpoint: there is nothing to go on with."""
+        if not any((self.out / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_FILE)):
+            raise MinisrcnnError(f"{self.out}: nothing to resume, there is no {CHECKPOINT_FILE}")
+
+    def load(self, say: Say) -> Checkpoint:
+        """Read the checkpoint; where it is damaged or missing, the one before, with a warning."""
+        path, previous = self.out / CHECKPOINT_FILE, self.out / PREVIOUS_FILE
+        try:
+            return _read(path)
+        except MinisrcnnError as error:
+            if not previous.exists():
+                raise
+            checkpoint = _read(previous)
+            with contextlib.suppress(OSError):
+                os.replace(previous, path)  # or the damaged one would be the next to be kept
+            say(f"{error}. The checkpoint before it, of step {checkpoint.progress.step:,}, is "
+                "used.")
+            return checkpoint
+
+
+def _read(path: Path) -> Checkpoint:
+    arrays, metadata = load_state(path, want_checksum=True)
+    try:
+        return Checkpoint(Plan.from_json(metadata["plan"]),
+                          Progress.from_json(metadata["progress"]),
+                          int(metadata["checksum"]), arrays)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, MinisrcnnError):
+        raise MinisrcnnError(f"{path}: not a checkpoint of this version of minisrcnn") from None

@@ -8,11 +8,11 @@ and the number of steps, and going on from it gives, bit for bit, what an unbrok
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..engine.backends import announce_backend, choose_backend, set_threads
 from ..errors import MinisrcnnError
 from ..srcnn import SRCNN
 from .display import display, say_to_stderr
-from .files import Checkpoint, RunFiles, free_folder, load_checkpoint
+from .files import Checkpoint, RunFiles
 from .interrupts import interruptible
 from .network import new_network
 from .pictures import Data, Validation, load_data
@@ -58,35 +58,46 @@ def train(settings: TrainSettings, say: Say | None = None) -> TrainResult:
         After Ctrl-C; the state is saved.
     """
     say = say or say_to_stderr
-    begun = load_checkpoint(settings) if settings.resume else None
-    plan = (new_plan(settings) if begun is None or begun.plan is None
-            else resumed_plan(settings, begun.plan))
-    backend = choose_backend(plan.backend)
-    asked, plan = plan.backend, replace(plan, backend=backend.NAME)
-    if settings.threads is not None:
-        _set_threads(backend, settings.threads)
-    out = run_folder(settings) if settings.resume else free_folder(settings)
-    data, validation, plan = load_data(plan, say)
-    announce_backend(backend, asked, say, ("train", "predict"))
-    net = new_network(plan, backend)
-    run = _Run(settings, out, plan, data, validation, net, new_stepper(net, data, plan.recipe), say)
-    if begun is not None and begun.arrays:
-        run.restore(begun)
-    else:
-        run.start()
-    run.train()
-    return run.finish()
+    files = RunFiles(run_folder(settings))
+    with contextlib.ExitStack() as stack:
+        begun = None
+        if settings.resume:
+            files.check_begun()
+            stack.enter_context(files.locked())
+            begun = files.load(say)
+            plan = resumed_plan(settings, begun.plan)
+        else:
+            files.check_free()
+            plan = new_plan(settings)
+        backend = choose_backend(plan.backend)
+        asked, plan = plan.backend, replace(plan, backend=backend.NAME)
+        if settings.threads is not None:
+            _set_threads(backend, settings.threads)
+        data, validation, plan = load_data(plan, say)
+        announce_backend(backend, asked, say, ("train", "predict"))
+        net = new_network(plan, backend)
+        stepper = new_stepper(net, data, plan.recipe)
+        if begun is None:
+            files.make()
+            stack.enter_context(files.locked())
+            files.check_free()  # another training may have begun there meanwhile
+        run = _Run(settings, files, plan, data, validation, net, stepper, say)
+        with interruptible() as interrupted:
+            try:
+                run.begin(begun)
+                return run.train(interrupted)
+            except KeyboardInterrupt:
+                raise run.broken_off() from None
 
 
 class _Run:
     """A training under way."""
 
     def __init__(
-        self, settings: TrainSettings, out: Path, plan: Plan, data: Data, validation: Validation,
-        net: SRCNN, stepper: Stepper, say: Say,
+        self, settings: TrainSettings, files: RunFiles, plan: Plan, data: Data,
+        validation: Validation, net: SRCNN, stepper: Stepper, say: Say,
     ) -> None:
-        self.settings, self.out, self.plan = settings, out, plan
-        self.files = RunFiles(out)
+        self.settings, self.files, self.out, self.plan = settings, files, files.out, plan
         self.layers = [name for name in net.chain.layers if name.startswith("conv")]
         self.data, self.validation, self.net = data, validation, net
         self.stepper, self.say = stepper, say
@@ -97,38 +108,41 @@ class _Run:
         self.score_every = -(-plan.recipe.epochs // 100)
         self.saved_step = 0
 
-    def start(self) -> None:
-        """Make the folder, try that it can be written to, and write what there is to begin with."""
-        self.files.make()
+    def begin(self, begun: Checkpoint | None) -> None:
+        """Go on from a checkpoint, or write the first one; try that there is room to write."""
+        if begun is not None:
+            self._restore(begun)
         self.files.tidy()
         self.files.probe(self._size())
-        self.progress.psnr = self._score()
-        self.files.begin_log()
-        self._log({
-            "event": "start", "epoch": 0, "step": 0, "psnr": self.progress.psnr,
-            "bicubic": self.validation.bicubic, "scored": self.validation.name,
-            "comparable": self.validation.comparable, "data": self.data.name,
-            "patches": len(self.data.index), "settings": asdict(self.plan),
-        })
-        self.save()
+        if begun is None:
+            self.save()  # before anything that takes long: from here on, --resume knows the plan
+        if self.progress.log_bytes == 0:
+            self.progress.psnr = self._score()
+            self._log({
+                "event": "start", "epoch": 0, "step": 0, "psnr": self.progress.psnr,
+                "bicubic": self.validation.bicubic, "scored": self.validation.name,
+                "comparable": self.validation.comparable, "data": self.data.name,
+                "patches": len(self.data.index), "settings": asdict(self.plan),
+            })
+            self.save()
 
     def _size(self) -> int:
         """Return a generous guess of the bytes that the run will write."""
         parameters = sum(value.size for value in self.net.parameters.values())
         return 4 * parameters * 8 + (4 << 20)
 
-    def restore(self, begun: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+    def _restore(self, begun: Checkpoint) -> None:
         if begun.checksum != self.data.checksum:
             raise MinisrcnnError(f"{self.out}: data: the pictures, {self.data.name}, are not those "
                                  "that this run began with")
-        self.stepper.restore(begun.arrays, begun.progress.step)
+        try:
+            self.stepper.restore(begun.arrays, begun.progress.step)
+        except MinisrcnnError as error:
+            raise MinisrcnnError(f"{self.out}: {error}") from None
         self.stepper.update(self.net)
         self.progress = begun.progress
         self.saved_step = begun.progress.step
         self.progress.log_bytes = self.files.cut_log(self.progress.log_bytes, self.say)
-        self.files.tidy()
-        self.files.probe(self._size())
         self.say(f"Going on with {self.out} at step {self.progress.step:,} of {self.steps:,}.")
 
     def save(self) -> None:
@@ -156,21 +170,37 @@ class _Run:
     def _resume_command(self) -> str:
         return f"minisrcnn train --out {self.out} --resume"
 
-    def train(self) -> None:
-        """Make the steps that are left."""
+    def train(self, interrupted: Callable[[], bool]) -> TrainResult:
+        """Make the steps that are left; write the weights, the pictures and the report."""
         self._start = self._saved = time.monotonic()
         self._before = self.progress.seconds
-        with interruptible() as interrupted, display(self) as show:
+        with display(self) as show:
             stop = False
             while self.progress.step < self.steps and not stop:
                 stop = self._epoch(interrupted, show)
             self.stepper.update(self.net)
-            self.save()
+            if self.saved_step != self.progress.step:
+                self.save()
         if interrupted() and self.progress.step < self.steps:
             self._save_model()
             raise TrainingStoppedError(
                 f"interrupted and saved at step {self.progress.step:,} of {self.steps:,}; "
                 f"go on with: {self._resume_command()}")
+        return self._finish()
+
+    def broken_off(self) -> BaseException:
+        """Leave the last checkpoint's weights as the model; return what to raise."""
+        try:
+            last = self.files.load(self.say)
+            self.stepper.restore(last.arrays, last.progress.step)
+            self.stepper.update(self.net)
+            self.progress = last.progress
+            self._save_model()
+        except MinisrcnnError:
+            return KeyboardInterrupt()
+        return TrainingStoppedError(
+            f"interrupted at once; saved is step {last.progress.step:,} of {self.steps:,}; "
+            f"go on with: {self._resume_command()}")
 
     def _epoch(self, interrupted: Callable[[], bool], show: Callable[[], None]) -> bool:
         """Make the steps that are left of an epoch; return whether to stop."""
@@ -246,23 +276,24 @@ class _Run:
             "scale": str(self.plan.scale), "recipe": recipe.name, "seed": str(self.plan.seed),
             "degradation": recipe.degradation, "data": self.data.name,
             "epochs": f"{self.progress.step / self.batches:g}",
-            "psnr": f"{self.progress.psnr:.3f}", "scored": self.validation.name,
+            "scored": self.validation.name,
             "comparable": str(self.validation.comparable).lower(),
         }
+        if self.progress.psnr is not None:
+            metadata["psnr"] = f"{self.progress.psnr:.3f}"
         try:
             self.net.save(self.out / MODEL_FILE, metadata)
         except MinisrcnnError as error:
             raise self._unwritten(error) from None
 
-    def finish(self) -> TrainResult:
-        """Write the weights, the pictures and the report."""
+    def _finish(self) -> TrainResult:
         if self.progress.step < self.steps:
             self.progress.psnr = self._score()
         self._save_model()
         result = TrainResult(self.out, self.plan, self.data, self.validation, self.net,
                              self.progress, self.steps)
         try:
-            write_report(result)
+            write_report(result, self.files.read_log(self.say))
         except OSError as error:
             raise self._unwritten(f"{self.out}: the report cannot be written "
                                   f"({error.strerror})") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,20 @@ from .state import TrainResult
 _CROP = 96  # pixels on a side of the before/after picture
 
 
-def write_report(result: TrainResult) -> None:
+def write_report(result: TrainResult, lines: list[dict[str, Any]]) -> None:
     """Write ``curve.png``, ``filters.png``, ``before-after.png`` and ``report.md``.
 
     Parameters
     ----------
     result : TrainResult
+    lines : list of dict
+        The log.
 
     Raises
     ------
     OSError
         If a file cannot be written.
     """
-    lines = [json.loads(line) for line in
-             (result.out / "log.jsonl").read_text("utf-8").splitlines()]
     net = result.net
     w = np.asarray(net.backend.to_numpy(net.parameters["conv1.weight"]))
     _save(_curve(lines, result), result.out / "curve.png")
@@ -83,8 +82,8 @@ def _curve(lines: list[dict[str, Any]], result: TrainResult) -> Any:
     for (name, value), style in zip(levels.items(), (":", "--", "-."), strict=False):
         handles.append(right.axhline(value, color="tab:blue", linestyle=style, linewidth=1,
                                      label=f"{name}, {value:.2f} dB"))
-    low = min(scored.bicubic - 0.3, *(line["psnr"] for line in scores[1:] or scores))
-    high = max(*levels.values(), *(line["psnr"] for line in scores), scored.bicubic)
+    low = min([scored.bicubic - 0.3, *(line["psnr"] for line in scores[1:] or scores)])
+    high = max([*levels.values(), *(line["psnr"] for line in scores), scored.bicubic])
     right.set(ylabel="PSNR on Y, dB", ylim=(low - 0.1, high + 0.2))
     left.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2,
                 fontsize="small", frameon=False)

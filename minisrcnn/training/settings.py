@@ -77,7 +77,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read back what ``to_json`` wrote."""
+        """Read back what ``to_json`` wrote; ValueError or the like where it is something else."""
         values = json.loads(text)
         return cls(**values | {"recipe": Recipe.from_dict(values["recipe"])})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +47,15 @@ class Progress:
     log_bytes: int = 0
     psnr: float | None = None
     loss: float | None = None
+
+    @classmethod
+    def from_json(cls, text: str) -> Progress:
+        """Read back the JSON of ``dataclasses.asdict``; ValueError where it is something else."""
+        progress = cls(**json.loads(text))
+        if not (type(progress.step) is type(progress.log_bytes) is int and progress.step >= 0
+                and progress.log_bytes >= 0):
+            raise ValueError
+        return progress
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.optim import SGD, Adam, DCTAdam, Muon
+from ..errors import MinisrcnnError
 from ..imaging.patches import augment, gather
 from ..srcnn import SRCNN
 from .pictures import Data
@@ -43,6 +44,23 @@ class Stepper(Protocol):
 
     def update(self, net: SRCNN) -> None:
         """Bring the network's parameters up to date."""
+
+
+def check_state(found: Mapping[str, NDArray[Any]], want: Mapping[str, Any]) -> None:
+    """Refuse arrays of other names, shapes or dtypes than a training's own: NumPy broadcasts.
+
+    Raises
+    ------
+    MinisrcnnError
+    """
+    if set(found) != set(want):
+        raise MinisrcnnError(f"the checkpoint has the arrays {', '.join(sorted(found))}, "
+                             f"want {', '.join(sorted(want))}")
+    for name, value in want.items():
+        a = found[name]
+        if a.shape != value.shape or a.dtype != value.dtype:
+            raise MinisrcnnError(f"the checkpoint's {name} has shape {a.shape}, dtype {a.dtype}, "
+                                 f"want {value.shape}, {value.dtype}")
 
 
 class HostStepper:
@@ -96,7 +114,9 @@ class HostStepper:
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], steps: int) -> None:
         """Go on from ``arrays``."""
-        for name, value in {**self.net.parameters, **self.optimizer.state}.items():
+        own = {**self.net.parameters, **self.optimizer.state}
+        check_state(arrays, own)
+        for name, value in own.items():
             value[...] = self.net.backend.asarray(arrays[name], value.dtype)
         if isinstance(self.optimizer, Adam):
             self.optimizer.steps = steps
@@ -147,6 +167,7 @@ class DeviceStepper:
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], steps: int) -> None:
         """Go on from ``arrays``."""
+        check_state(arrays, {**self.trainer.parameters, **self.trainer.state})
         with self.trainer.stream:  # so that no step overtakes it
             for name, value in self.trainer.parameters.items():
                 value[...] = self.net.backend.asarray(arrays[name], value.dtype)

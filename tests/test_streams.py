@@ -1,0 +1,229 @@
+"""Closed, full and broken standard streams; signals; homes that are not there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minisrcnn import SRCNN
+from minisrcnn.checkpoint import load_model, save_model
+from minisrcnn.errors import printable
+from minisrcnn.imaging.files import write_image
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and shells of POSIX")
+
+TRAIN = ["train", "--data", "pictures", "--backend", "numpy", "--arch", "3-1-1", "--scale", "2",
+         "--batch-size", "4"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    rng = np.random.default_rng(0)
+    for name in ("T91", "Set5"):
+        Path("pictures", name).mkdir(parents=True)
+        image = rng.integers(0, 256, (60, 80)).astype(np.uint8)
+        write_image(Path("pictures", name, "0.png"), image)
+    save_model("m.safetensors", SRCNN("3", (), backend="numpy"), {"scale": "2"})
+    return tmp_path
+
+
+def shell(line, **options):
+    """Run a line of shell with ``minisrcnn`` as a command; what blocks is a failure."""
+    script = f'minisrcnn() {{ "{sys.executable}" -m minisrcnn "$@"; }}\n{line}'
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=300,
+                          **options)
+
+
+STREAMS = {">&-": 0, "2>&-": 0, ">&- 2>&-": 0, "<&- >&- 2>&-": 0, "> /dev/full": 1,
+           "2> /dev/full": 0, "> /dev/full 2> /dev/full": 1}
+COMMANDS = ["info", "data list", "--help", "evaluate --data pictures/T91 --scale 2 --backend numpy",
+            "upscale pictures/T91/0.png --model m.safetensors --backend numpy -o out.png"]
+
+
+@pytest.mark.parametrize("command, streams", [
+    pytest.param(command, streams, marks=[] if i == 0 or (j in (2, 4) and i in (2, 4)) else
+                 [pytest.mark.slow])
+    for i, command in enumerate(COMMANDS) for j, streams in enumerate(STREAMS)])
+def test_any_command_ends_cleanly(place, command, streams):
+    code = STREAMS[streams]
+    done = shell(f"minisrcnn {command} {streams}")
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    if code and "2>" not in streams:
+        assert done.stderr.endswith("standard output cannot be written (No space left on device)\n")
+
+
+@pytest.mark.parametrize("streams, code", [
+    ("2>&1 >/dev/null | head -1", 0), ("> /dev/full", 1),
+    pytest.param(">&- 2>&-", 0, marks=pytest.mark.slow),
+    pytest.param("2> /dev/full", 0, marks=pytest.mark.slow),
+    pytest.param("2>&1 >/dev/null | true", 0, marks=pytest.mark.slow),
+])
+def test_training_goes_on_where_nobody_listens(place, streams, code):
+    done = shell(f"set -o pipefail; minisrcnn {' '.join(TRAIN)} --epochs 30 --out run {streams}")
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert load_model("run/model.safetensors").metadata["epochs"] == "30"
+    assert Path("run/report.md").exists()
+
+
+def started(*more, **options):
+    """Begin a training that lasts, and wait for its first epoch."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "minisrcnn", *TRAIN, "--epochs", "100000", "--out", "run", *more],
+        stderr=subprocess.PIPE, text=True, **options)
+    watchdog = threading.Timer(120, child.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    deadline = time.monotonic() + 100
+    while not Path("run/log.jsonl").exists() or Path("run/log.jsonl").read_text().count("\n") < 2:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return child
+
+
+def listening():
+    """Undo what a shell does for jobs in the background: it lets them ignore SIGINT."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_end_a_training_saved(place, name):
+    child = started(preexec_fn=listening)
+    child.send_signal(getattr(signal, name))
+    _, rest = child.communicate()
+    assert child.returncode == 130 and "interrupted and saved at step" in rest
+    assert load_model("run/model.safetensors").scale == 2
+
+
+def test_under_nohup_a_hangup_is_ignored(place):
+    child = started(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    child.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(1)
+    child.send_signal(signal.SIGTERM)
+    assert child.communicate()[1].count("interrupted and saved") == 1
+
+
+STUCK = """
+import sys, time
+from minisrcnn.training import loop
+from minisrcnn.cli import main
+true = loop._Run._score
+def slow(self):
+    if self.progress.step:
+        print("stuck", file=sys.stderr, flush=True)
+        time.sleep(600)
+    return true(self)
+loop._Run._score = slow
+main(sys.argv[1:])
+"""
+
+
+def test_two_interrupts_leave_a_model(place):
+    """Two Ctrl-C while a score takes long: the weights of the last checkpoint, and no traceback."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", STUCK, *TRAIN, "--epochs", "9", "--out", "run"],
+        stderr=subprocess.PIPE, text=True, preexec_fn=listening)
+    assert child.stderr is not None and any("stuck" in line for line in child.stderr)
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    _, rest = child.communicate(timeout=120)
+    assert child.returncode == 130, rest
+    assert "interrupted at once; saved is step 0" in rest and "Traceback" not in rest
+    assert load_model("run/model.safetensors").scale == 2
+
+
+def test_a_terminal_that_goes_away(place):
+    """The bar is drawn on a terminal whose other end is closed: training goes on."""
+    import pty
+
+    other, terminal = pty.openpty()
+    child = subprocess.Popen([sys.executable, "-m", "minisrcnn", *TRAIN, "--epochs", "60",
+                              "--out", "run"], stderr=terminal, stdout=subprocess.DEVNULL)
+    os.close(terminal)
+    assert os.read(other, 1)
+    os.close(other)
+    assert child.wait(200) == 0
+    assert load_model("run/model.safetensors").metadata["epochs"] == "60"
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_control_characters_are_escaped():
+    assert printable("a\x1b[31mred\x07\r\x9b.png") == "a\\x1b[31mred\\x07\\r\\x9b.png"
+    assert printable("naïve ☃ 図.png") == "naïve ☃ 図.png"
+    assert printable("\u202egnp.exe") == "\\u202egnp.exe"  # right-to-left override
+
+
+@pytest.mark.parametrize("command", [
+    "train --data $'a\\x1b[31m'", "evaluate --data $'a\\x1b[31m'",
+    "upscale $'a\\x1b[31m.png' --model m.safetensors", "evaluate --model $'a\\x1b[31m'",
+    "evaluate --data bad", "upscale bad/* --model m.safetensors", "data fetch $'a\\x1b[31m'",
+    "train --data bad --backend numpy --out run",
+])
+def test_names_from_files_are_printed_without_control_characters(place, command):
+    Path("bad").mkdir()
+    Path("bad", "x\x1b[31m.png").write_bytes(b"no picture")
+    done = shell(f"minisrcnn {command}")
+    assert done.returncode in (1, 2)
+    assert "\x1b" not in done.stderr + done.stdout and "\\x1b[31m" in done.stderr
+
+
+@pytest.mark.parametrize("command", [
+    "upscale fifo.png --model m.safetensors --backend numpy", "evaluate --data fifos",
+    "train --data fifos --backend numpy --out run", "evaluate --model fifo.png",
+])
+def test_a_fifo_is_refused_at_once(place, command):
+    os.mkfifo("fifo.png")
+    Path("fifos").mkdir()
+    os.mkfifo("fifos/a.png")
+    done = shell(f"minisrcnn {command}")
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+
+
+# --- homes --------------------------------------------------------------------------------------
+
+HOMELESS = """
+import pwd, sys
+def nobody(*args):
+    raise KeyError("uid not found")
+pwd.getpwuid = pwd.getpwnam = nobody  # as `docker run -u 54321`: a user that the system lacks
+from minisrcnn.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("home", ["none", "unwritable"])
+@pytest.mark.parametrize("command", [
+    "info", "data list", "data verify", "data fetch Set5", "evaluate",
+    "evaluate --data pictures/T91 --scale 2", "upscale pictures/T91/0.png --model m.safetensors",
+    " ".join(TRAIN) + " --epochs 1 --out run", "train --backend numpy --data T91",
+])
+def test_no_home(place, command, home):
+    env = {key: value for key, value in os.environ.items() if key in ("PATH", "PYTHONPATH")}
+    env |= {"MINISRCNN_DATA_URL": "http://127.0.0.1:9", "OPENBLAS_NUM_THREADS": "1"}
+    if home == "unwritable":  # for root too: below a file there is no folder
+        Path("file").touch()
+        nowhere = str(place / "file" / "home")
+        env |= {"HOME": nowhere, "XDG_CACHE_HOME": nowhere, "NUMBA_CACHE_DIR": nowhere,
+                "MPLCONFIGDIR": nowhere, "MINISRCNN_CACHE": nowhere}
+    done = subprocess.run([sys.executable, "-c", HOMELESS, *command.split()], capture_output=True,
+                          text=True, timeout=300, env=env)
+    assert "Traceback" not in done.stderr, done.stderr
+    missing = command in ("evaluate", "data fetch Set5", "train --backend numpy --data T91")
+    assert done.returncode == (2 if missing else command == "data verify"), done.stderr
