@@ -123,7 +123,7 @@ def save_state(
     header = dict(metadata or {})
     header["sha256"] = _digest(packed, header)
     try:
-        data = save(packed, metadata=header)
+        data = _in_order(save(packed, metadata=header))
         with atomic_open(path) as file:
             file.write(data)
     except (OSError, SafetensorError) as error:
@@ -166,6 +166,19 @@ def load_state(
     if written is not None and written != _digest(arrays, metadata):
         raise MinisrcnnError(f"{path}: damaged: its contents are not what its SHA-256 says")
     return arrays, metadata
+
+
+def _in_order(data: bytes) -> bytes:
+    """Sort the header, whose strings the library writes in another order each time.
+
+    So the same contents are the same file, byte for byte.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
@@ -227,8 +240,8 @@ def load_model(path: PathLike) -> ModelFile:
     if other is not None:
         raise MinisrcnnError(f"{path}: {other}")
     if head.startswith(b"MATLAB 5.0 MAT-file"):
-        return _model(path, _load_authors(path), {})
-    return _model(path, *load_state(path))
+        return model_of(path, _load_authors(path), {})
+    return model_of(path, *load_state(path))
 
 
 def resolve_model(name: PathLike) -> Path:
@@ -347,8 +360,22 @@ def _head(path: str) -> bytes:
         raise MinisrcnnError(f"{path}: cannot be read ({reason(error)})") from None
 
 
-def _model(path: str, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> ModelFile:
-    """Check that arrays are a chain of square convolutions and name its architecture."""
+def model_of(path: str, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> ModelFile:
+    """Check that arrays are a chain of square convolutions and name its architecture.
+
+    Parameters
+    ----------
+    path : str
+        Of the file that they come from, for messages.
+    arrays : dict
+        ``"conv1.weight"`` (F,C,K,K), ``"conv1.bias"`` (F,), ...
+    metadata : dict of str to str
+
+    Raises
+    ------
+    MinisrcnnError
+        If they are not.
+    """
     if _is_fsrcnn(arrays):
         raise MinisrcnnError(f"{path}: an FSRCNN, which is another network: want an SRCNN")
     count = len(arrays) // 2

@@ -1,4 +1,4 @@
-"""The command line: ``minisrcnn train | evaluate | upscale | models | gradcheck | learn | ...``.
+"""The command line: ``minisrcnn train | evaluate | upscale | models | convert | learn | ...``.
 
 Exit codes: 0 done, 1 some inputs failed, 2 the request was wrong, 130 interrupted. Results go to
 standard output, everything else to standard error. Nothing heavy is imported before a command
@@ -17,6 +17,7 @@ import typer
 
 from . import __version__
 from .commands import data, learn
+from .commands.convert import convert_command
 from .commands.evaluate import evaluate_command
 from .commands.gradcheck import gradcheck_command
 from .commands.info import info_command
@@ -38,6 +39,7 @@ app.command("train", cls=Command)(train_command)
 app.command("evaluate", cls=Command)(evaluate_command)
 app.command("upscale", cls=Command)(upscale_command)
 app.command("models", cls=Command)(models_command)
+app.command("convert", cls=Command)(convert_command)
 app.command("gradcheck", cls=Command)(gradcheck_command)
 app.command("info", cls=Command)(info_command)
 app.add_typer(data.app, name="data")

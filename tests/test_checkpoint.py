@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -642,3 +644,16 @@ def test_what_a_model_name_means(tmp_path, monkeypatch):
     one_line(error)
     with pytest.raises(MinisrcnnError, match="looked for"):
         resolve_model("runs")  # a folder without a model
+
+
+def test_the_same_contents_are_the_same_file(tmp_path):
+    """Written by two processes: the library orders strings by a hash that differs in each."""
+    code = ("import sys, numpy as np; from minisrcnn.checkpoint import save_state; "
+            "save_state(sys.argv[1], {'b': np.arange(3.0), 'a': np.ones(2)}, "
+            "{str(i): 'x' * i for i in range(12)})")
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for file in files:
+        subprocess.run([sys.executable, "-c", code, file], check=True)
+    assert len({file.read_bytes() for file in files}) == 1
+    arrays, metadata = load_state(files[0])
+    assert sorted(arrays) == ["a", "b"] and metadata["3"] == "xxx"

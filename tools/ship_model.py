@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from minisrcnn import SRCNN
-from minisrcnn.checkpoint import load_model
+from minisrcnn.checkpoint import load_model, load_state, save_state
 from minisrcnn.evaluate import PUBLISHED, evaluate
 from minisrcnn.imaging.datasets import load_dataset
 from minisrcnn.imaging.files import atomic_open
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--machine", default="one thread of an AMD EPYC that had other work")
     args = parser.parse_args()
     source, target = args.run / "model.safetensors", FOLDER / f"{args.name}.safetensors"
-    shutil.copyfile(source, target)
+    save_state(target, *load_state(source))
     model = load_model(target)
     net = SRCNN.from_file(model)
     log = [json.loads(line) for line in (args.run / "log.jsonl").read_text().splitlines()]

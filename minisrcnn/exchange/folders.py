@@ -1,0 +1,66 @@
+"""A folder as the Hugging Face Hub wants it: configuration, weights, card."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ..checkpoint import MODEL_FILE, ModelFile, save_state
+from ..errors import MinisrcnnError, reason
+from ..imaging.files import atomic_open
+
+PathLike = str | os.PathLike[str]
+
+
+def write_folder(path: PathLike, model: ModelFile) -> None:
+    """Write ``config.json``, ``model.safetensors`` and ``README.md`` into a new or empty folder.
+
+    The weights have PyTorch's names, and minisrcnn reads the folder back as a model.
+
+    Raises
+    ------
+    MinisrcnnError
+        If the folder holds anything, or cannot be written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise MinisrcnnError(f"{folder}: holds files already, want a new or an empty folder")
+        config = {
+            "model_type": "srcnn", "architectures": ["SRCNN"],
+            "kernels": [int(size) for size in model.arch.split("-")],
+            "filters": list(model.filters), "channels": model.channels, "scale": model.scale,
+            "padding_mode": "replicate", "y_range": [16, 235],
+        }
+        with atomic_open(folder / "config.json") as file:
+            file.write((json.dumps(config, indent=2) + "\n").encode())
+        with atomic_open(folder / "README.md") as file:
+            file.write(_card(model).encode())
+    except OSError as error:
+        raise MinisrcnnError(f"{folder}: cannot be written ({reason(error)})") from None
+    metadata = dict(model.metadata) | {"format": "pt"}
+    save_state(folder / MODEL_FILE, model.parameters, metadata)
+
+
+def _card(model: ModelFile) -> str:
+    scale = "?" if model.scale is None else model.scale
+    facts = "\n".join(f"- {name}: {value}" for name, value in sorted(model.metadata.items())
+                      if name not in ("format", "sha256"))
+    return f"""---
+library_name: minisrcnn
+pipeline_tag: image-to-image
+tags: [super-resolution, srcnn]
+---
+
+# SRCNN {model.arch}, scale {scale}
+
+Restores {"the Y of a picture" if model.channels == 1 else "RGB pictures"} that was enlarged
+{scale} times by bicubic interpolation (MATLAB's), pixels in [0, 1]{
+", Y in studio range (16 to 235 of 255)" if model.channels == 1 else ""}; each convolution repeats
+the border. The weights are named `conv1.weight`, `conv1.bias`, ..., as a PyTorch state dict;
+`config.json` has the sizes.
+
+{facts}
+"""
