@@ -364,3 +364,26 @@ def test_authors_files_convert(tmp_path, data_root):
     want = SRCNN.load(source, backend="numpy").predict(x)
     got = SRCNN.load(tmp_path / "theirs.safetensors", backend="numpy").predict(x)
     np.testing.assert_array_equal(got, want)
+
+
+def test_ncnn_runs_the_graph_of_y(tmp_path):
+    """By way of pnnx, ncnn's own converter. (Its Crop takes no negative start: not the RGB one.)"""
+    ncnn = pytest.importorskip("ncnn", reason="ncnn is not installed")
+    pnnx = pytest.importorskip("pnnx", reason="pnnx, the converter of ncnn, is not installed")
+    pytest.importorskip("onnx", reason="the onnx package is not installed")
+    model = default_model(3)
+    convert(model.name, tmp_path / "y.onnx")
+    subprocess.run([pnnx.EXEC_PATH, "y.onnx", "inputshape=[1,1,48,40]", "inputshape2=[1,1,64,80]",
+                    "fp16=0"], cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    net = ncnn.Net()
+    for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic",
+                   "use_bf16_storage", "use_vulkan_compute"):
+        setattr(net.opt, option, False)
+    net.load_param(str(tmp_path / "y.ncnn.param"))
+    net.load_model(str(tmp_path / "y.ncnn.bin"))
+    x = plane((30, 41))
+    with net.create_extractor() as run:
+        run.input("in0", ncnn.Mat(x[None]).clone())
+        got = np.array(run.extract("out0")[1])[0]
+    want = SRCNN.load(model.path, backend="numpy").predict(x)
+    np.testing.assert_allclose(got, want, atol=1e-4)
