@@ -323,7 +323,7 @@ function showSum() {
   $("step-text").textContent = `${step} / ${count}`;
   $("step").setAttribute("aria-valuetext", `${step} of ${count} terms, ${shortNumber(total)}`);
 
-  showConcrete(target, sum, step);
+  showConcrete(target, sum, step, running);
   showEditor(shown);
   showDerivative(target);
   showOverlay(grid, i, j);
@@ -331,8 +331,12 @@ function showSum() {
   drawWires(running ? sum.terms[step - 1] : null, target);
 }
 
-// The last term that was added, with its indices and its numbers.
-function showConcrete(target, sum, step) {
+// The term that was added last, with its indices and its numbers; of a finished sum only the result.
+function showConcrete(target, sum, step, running) {
+  if (!running) {
+    $("concrete").textContent = sum.terms.length ? `all ${sum.terms.length} terms: ${nameOf(target)} = ${shortNumber(evaluate(target.grid, target.i, target.j), 4)}` : "";
+    return;
+  }
   const term = sum.terms[step - 1];
   lab.useRelu = target.grid === "dy" && lab.relu;
   const factors = term?.map(valueOf) ?? [];
@@ -343,7 +347,7 @@ function showConcrete(target, sum, step) {
     : term.lost ? `${term.map(nameOf).join(" · ")}: left out by the bug`
     : `${sum.signs?.[step - 1] === -1 ? "−" : "+"} ${term.map(nameOf).join(" · ")}` +
       (factors.length > 1 ? ` = ${factors.map(v => shortNumber(v)).join(" · ")}` : "") + ` = ${shortNumber(product, 4)}`;
-  $("concrete").textContent = `${step}: ${words}`;
+  $("concrete").textContent = `${step ? "term " + step : "before the terms"}: ${words}`;
 }
 
 function showEditor(shown) {
@@ -505,7 +509,7 @@ function setStep(k) {
   lab.shown = null;
   lab.step = Math.min(count, Math.max(0, k));
   showSum();
-  $("say").textContent = `Term ${$("concrete").textContent}; so far ${$("sum-name").querySelector("strong").textContent}`;
+  $("say").textContent = `${$("concrete").textContent}; so far ${$("sum-name").querySelector("strong").textContent}`;
 }
 const stepNow = () => Number($("step").value);
 
