@@ -377,9 +377,9 @@ def test_bug(page, bug, of, mutant, says):
     np.testing.assert_allclose(s[of].ravel(), np.ravel(want), rtol=1e-12, atol=1e-12)
     assert np.any(s["wrong"][of])
     assert page.locator(f".grid-{of} .cell.wrong").count() == np.sum(s["wrong"][of])
-    if says and mutant.says:  # "a factor P (P = 9, ...)": the size may differ
-        words = re.sub(r"\d+|\(.*", "", says).strip(), re.sub(r"\d+|\(.*", "", mutant.says).strip()
-        assert words[0].startswith(words[1][:12])
+    # The diagnosis shown is the checker's, but for the sizes in it.
+    assert re.sub(r"\d", "", mutant.says or "").startswith(re.sub(r"\d", "", says))
+    assert bool(says) == bool(mutant.says)
     assert page.locator("#code .wrong").count() == 1 and page.is_visible("#bug-text")
 
 
