@@ -12,7 +12,7 @@ from pathlib import Path
 from docutils import nodes
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
-from pygments.lexers import get_lexer_for_filename
+from pygments.lexers import TextLexer, get_lexer_for_filename
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxRole
@@ -72,5 +72,6 @@ def write_sources(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the role."""
     app.add_role("src", SourceRole())
+    app.add_lexer("floors", TextLexer)  # the block that tests/test_architecture.py reads
     app.connect("build-finished", write_sources)
     return {"parallel_read_safe": False, "parallel_write_safe": True}
