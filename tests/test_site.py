@@ -1,4 +1,4 @@
-"""The book's links, and (slow) the site: built from its sources, every cell run, nothing fetched."""
+"""The links of the book, and (slow) the site: every cell run, nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
