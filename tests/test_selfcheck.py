@@ -11,6 +11,7 @@ from rich.console import Console
 
 from minisrcnn.engine import backends, selfcheck
 from minisrcnn.engine.backends import get_backend, unavailable_reason
+from minisrcnn.engine.layers import ACTIVATIONS
 
 
 def text(rows):
@@ -30,8 +31,8 @@ def test_the_numpy_backend_passes_and_every_part_is_there():
     assert not [row for row in rows if row.failed], text(rows)
     for dtype in ("float64", "float32"):
         parts = {(row.what.split()[0], row.mode) for row in rows if row.dtype == dtype}
-        assert parts == {("conv2d", "full"), ("conv2d", "adjoint"), ("ReLU", "full"),
-                         ("chain", "full"), ("mse", "full"), ("sgd_update", "update"),
+        assert parts == {*((layer.__name__, "full") for layer in ACTIVATIONS),
+                         ("conv2d", "full"), ("conv2d", "adjoint"), ("chain", "full"), ("mse", "full"), ("sgd_update", "update"),
                          ("adam_update", "update")}
     assert all(row.report.coverage > 0.9 for row in rows)
     assert "FAILED" not in text(rows)
