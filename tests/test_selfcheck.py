@@ -32,8 +32,8 @@ def test_the_numpy_backend_passes_and_every_part_is_there():
     for dtype in ("float64", "float32"):
         parts = {(row.what.split()[0], row.mode) for row in rows if row.dtype == dtype}
         assert parts == {*((layer.__name__, "full") for layer in ACTIVATIONS),
-                         ("conv2d", "full"), ("conv2d", "adjoint"), ("chain", "full"), ("mse", "full"), ("sgd_update", "update"),
-                         ("adam_update", "update")}
+                         ("conv2d", "full"), ("conv2d", "adjoint"), ("chain", "full"),
+                         ("mse", "full"), ("sgd_update", "update"), ("adam_update", "update")}
     assert all(row.report.coverage > 0.9 for row in rows)
     assert "FAILED" not in text(rows)
 
