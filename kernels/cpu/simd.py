@@ -185,11 +185,14 @@ def broadcast(typingctx: Any, number: Any) -> Any:
 
 @intrinsic
 def fma(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
-    """Return x y + z, lane by lane."""
+    """Return x y + z, lane by lane; x is a vector, or one number for all lanes."""
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return Emit(context, builder, x.dtype).fma(*args)
+        e, (factor, *rest) = Emit(context, builder, y.dtype), args
+        if not isinstance(x, Vector):
+            factor = e.broadcast(context.cast(builder, factor, sig.args[0], y.dtype))
+        return e.fma(factor, *rest)
 
-    return x(x, y, z), codegen
+    return y(x, y, z), codegen
 
 
 @intrinsic
