@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MinisrcnnError, reason
-from .metadata import Metadata, exif_of_tiff, exif_orientation
+from .metadata import DESCRIBING, STORING, Metadata, exif_of_tiff, exif_orientation
 
 READABLE = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG",
             "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
@@ -100,6 +100,8 @@ class Picture:
             picture.seek(number)
         check_size(picture.size, self._limit)
         pixels = _pixels(self, picture, number)
+        if self.format == "PNG" and number == self._skip:  # text may come after the pixels
+            self.metadata = _metadata(self, picture, self._source)
         if self.animated and pixels.shape[2:] != (4,):
             pixels = _with_alpha(pixels)  # another frame may have some
         if self.format != "HEIF":  # its decoder has turned it
@@ -172,7 +174,7 @@ def _open(
         if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             yield _foreign_tiff(source, name, limit)
             return
-        if head[4:8] == b"ftyp":
+        if head[4:8] == b"ftyp" and "HEIF" not in formats:
             raise MinisrcnnError("is a HEIC or like picture: pip install pillow-heif reads "
                                  "those") from None
         raise MinisrcnnError("is not a picture in a format that can be read") from None
@@ -308,9 +310,12 @@ def _metadata(picture: Picture, file: Any, source: Any) -> Metadata:
         if 0x83BB in tags and not iptc:
             raw = tags[0x83BB]
             iptc = _irb(raw) if isinstance(raw, bytes) else None
-        strange = {tag for tag in tags if 0x8482 <= tag <= 0x87B1 and tag in _GEO}
-        if strange:
+        strange = {tag for tag in tags if tag > 0x0103} - STORING - DESCRIBING
+        if strange & _GEO:
             picture.note("GeoTIFF tags are not kept")
+        if strange - _GEO:
+            numbers = ", ".join(map(str, sorted(strange - _GEO)[:4]))
+            picture.note(f"TIFF tags {numbers} are not kept")
     elif kind == "JPEG":
         for marker, data in getattr(file, "applist", []):
             if marker == "APP13" and data.startswith(b"Photoshop 3.0\0"):
@@ -542,9 +547,12 @@ def _check_rows(picture: Picture, file: Any) -> None:
 def _scale_key(file: Any, raw: str) -> None:
     """A transparent gray of 1, 2 or 4 bits is one of the 8 bits that Pillow makes of them."""
     key = file.info.get("transparency")
-    factor = {"1": 255, "L;2": 85, "L;4": 17}.get(raw)
-    if factor and file.mode in ("1", "L") and isinstance(key, int):
-        file.info["transparency"] = key * factor
+    if not isinstance(key, int):
+        return
+    if file.mode == "1":
+        file.info["transparency"] = 255 if key else 0
+    elif raw in ("L;2", "L;4"):
+        file.info["transparency"] = key * (85 if raw == "L;2" else 17)
 
 
 def _crops(file: Any) -> Iterator[tuple[int, Any]]:
@@ -589,7 +597,7 @@ def _converted(file: Any, mode: str, twice: bool = False) -> Pixels:
 def _integers(picture: Picture, file: Any, key: Any) -> Pixels:
     if file.mode == "I":
         values = np.asarray(file)
-        if values.min() < 0 or values.max() > 65535:
+        if picture.format == "TIFF" or values.min() < 0 or values.max() > 65535:
             return _scaled(picture, values)
         gray = values.astype(np.uint16)
     else:
@@ -612,6 +620,9 @@ def _scaled(picture: Picture, values: Pixels) -> Pixels:
     if values.dtype.kind == "f" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
         picture.note("floating-point samples become 16-bit")
+    elif values.dtype.kind != "f" and low >= 0 and high <= 65535:
+        low, high = 0.0, 255.0 if high <= 255 else 65535.0
+        picture.note(f"32-bit samples become 16-bit: {high:g} is white")
     else:
         picture.note(f"samples from {low:g} to {high:g} become 16-bit: 0 to 65535")
     span = (high - low) or 1.0

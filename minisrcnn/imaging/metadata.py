@@ -31,9 +31,16 @@ _WIDTH, _HEIGHT = 0xA002, 0xA003
 # Of a TIFF file's own directory, what describes the picture rather than how it is stored:
 # document, description, maker, model, orientation, resolution, page, software, date, artist,
 # host, copyright, EXIF, GPS, and the titles, comments, authors and keywords of Windows.
-_DESCRIBING = {0x010D, 0x010E, 0x010F, 0x0110, _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, 0x011D,
+DESCRIBING = {0x010D, 0x010E, 0x010F, 0x0110, _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, 0x011D,
                _UNIT, 0x0129, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, _EXIF, _GPS,
                0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F}  # fmt: skip
+
+# What says how a TIFF stores its pixels, and what is kept of it by other names: XMP, IPTC,
+# Photoshop resources, colour profile.
+STORING = {*range(0x00FE, 0x0104), 0x0106, 0x0107, 0x0108, 0x0109, 0x010A, *range(0x0111, 0x011D),
+           0x0120, 0x0121, 0x0122, 0x0123, 0x0124, 0x0125, 0x012D, *range(0x013D, 0x0149), 0x014A,
+           0x014C, 0x014D, 0x014E, 0x0150, 0x0151, 0x0152, 0x0153, 0x0154, 0x0155, 0x0156, 0x015A,
+           0x015B, *range(0x0200, 0x0216), 0x02BC, 0x83BB, 0x8649, 0x8773}  # fmt: skip
 
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:=[\"']|>))([1-8])")
 
@@ -92,7 +99,7 @@ class Metadata:
 def exif_orientation(exif: bytes | None, xmp: bytes | None = None) -> int:
     """Return the orientation, 1 to 8, that EXIF states, or else XMP; 1 where none does."""
     for place in _places(exif or b""):
-        if place.tag == _ORIENTATION:
+        if place.tag == _ORIENTATION and place.count == 1:
             return place.value if 1 <= place.value <= 8 else 1
     match = _XMP_ORIENTATION.search(xmp) if xmp else None
     return int(match[2]) if match else 1
@@ -174,7 +181,7 @@ def exif_of_tiff(data: Any) -> bytes | None:
 def _describing(data: Any, at: int, order: str, big: bool) -> list[Entry]:
     found = []
     for item in read_directory(data, at, order, big):
-        if item.tag not in _DESCRIBING:
+        if item.tag not in DESCRIBING:
             continue
         if item.tag in (_EXIF, _GPS):
             inner = _inner(data, item, order, big)

@@ -19,7 +19,7 @@ from ..errors import MinisrcnnError
 from ..imaging.decode import MAX_PIXELS, Frame, Picture, open_picture
 from ..imaging.files import no_transparency, to_8_bits, writing
 from ..imaging.pages import Page, ahead
-from ..imaging.save import FORMATS, Format, check_size, format_of, lost, write_picture
+from ..imaging.save import Format, check_size, format_of, lost, write_picture
 from .pixels import resized_strips
 from .plan import STANDARD, Job
 
@@ -118,8 +118,7 @@ def upscale_file(
         raise MinisrcnnError(f"{name}: {job.target} exists already (--overwrite replaces it)")
     source: Any = sys.stdin.buffer.read() if job.source == Path(STANDARD) else job.source
     suffix = f".{options.format}" if job.target == Path(STANDARD) else job.target.suffix.lower()
-    kind = format_of(suffix if suffix in FORMATS and job.target == Path(STANDARD)
-                     else job.target)
+    kind = format_of(f"output{suffix}" if job.target == Path(STANDARD) else job.target)
     with open_picture(source, name, options.max_pixels) as picture:
         result = Result(name, str(job.target))
         with _named(name), gate(picture.pixels) if gate else contextlib.nullcontext():
@@ -181,6 +180,9 @@ def _convert(
             following = next(frames, None) if number < count else None
             frame = following and _flat(following, kind, job)
 
+    if not job.named:  # the tree of --recursive
+        with contextlib.suppress(OSError):  # writing will say why
+            job.target.parent.mkdir(parents=True, exist_ok=True)
     with _target(job) as file:
         write_picture(file, kind, suffix, pages(), metadata, count, picture.loop, options.quality)
     result.size, result.frames = (W, H), count
@@ -211,6 +213,9 @@ def _page(
     """The page that a frame becomes."""
     pixels = frame.pixels
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    # Few programs read a TIFF of gray and alpha of 16 bits.
+    wide = kind.name == "TIFF" and channels == 2 and pixels.dtype == np.uint16
+    channels = 4 if wide else channels
     if networks is None:  # only to know what it will be
         return Page(H, W, channels, pixels.dtype, [])
     dtype = pixels.dtype if "16 bits" in kind.holds else np.dtype(np.uint8)
@@ -224,6 +229,8 @@ def _page(
                 report(done / H)
             if dtype == np.uint8:
                 strip = to_8_bits(strip)
+            if wide:
+                strip = strip[..., [0, 0, 0, 1]]
             yield _gray(strip) if gray else strip
 
     several = H * W > 1 << 21

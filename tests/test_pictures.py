@@ -1,0 +1,312 @@
+"""The command on real files: what is kept, batches, shards, manifests, signals."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpus import XMP, exif, identity, scene, srgb
+from PIL import Image
+
+from minisrcnn import MinisrcnnError
+from minisrcnn.checkpoint import save_model
+from minisrcnn.imaging.metadata import edit_exif, exif_orientation
+from minisrcnn.upscale.batch import Manifest, run_jobs, shard_of
+from minisrcnn.upscale.plan import Job, find_sources, make_plan, shard
+from minisrcnn.upscale.run import Options, upscale_file
+
+pytest.importorskip("numba", reason="the network is Numba's")
+
+
+def colours(seed=0, H=20, W=30):
+    return Image.fromarray((np.roll(scene(H, W), seed, 1)[..., :3] >> 8).astype(np.uint8))
+
+
+def upscaled(source, target, **options):
+    chosen = Options(**{"scale": 2, **options})
+    return upscale_file(Job(Path(source), Path(target), True), lambda f: [(identity(), 2)], chosen)
+
+
+@pytest.fixture
+def model(tmp_path):
+    save_model(tmp_path / "m.safetensors", identity(), {"scale": "2"})
+    return tmp_path / "m.safetensors"
+
+
+def command(*args, cwd=None, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "minisrcnn", "upscale", *map(str, args)], cwd=cwd, timeout=600,
+        capture_output=True, **options)
+
+
+# --- what is kept --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_metadata_is_kept_and_the_orientation_reset(tmp_path, suffix):
+    colours().save(tmp_path / "a.jpg", exif=exif(6), xmp=XMP, dpi=(300, 300), icc_profile=srgb())
+    result = upscaled(tmp_path / "a.jpg", tmp_path / f"o.{suffix}")
+    assert result.notes == ([".webp holds no DPI"] if suffix == "webp" else [])
+    with Image.open(tmp_path / f"o.{suffix}") as picture:
+        picture.load()
+        assert picture.size == (40, 60)
+        block = picture.getexif()
+        assert block.get(0x0112, 1) == 1 and block[0x010F] == "Maker"
+        assert block.get_ifd(0x8825)[1] == "N" and block.get_ifd(0x8769)[0x829A] is not None
+        assert picture.info["icc_profile"] == srgb()
+        if suffix != "webp":
+            assert [round(float(v)) for v in picture.info["dpi"]] == [300, 300]
+    upscaled(tmp_path / "a.jpg", tmp_path / f"s.{suffix}", strip=True, scale_dpi=True)
+    with Image.open(tmp_path / f"s.{suffix}") as picture:
+        assert 0x010F not in picture.getexif() and "xmp" not in picture.info
+        if suffix != "webp":
+            assert round(float(picture.info["dpi"][0])) == 600
+
+
+def test_exif_is_edited_in_place():
+    block = exif(8)
+    block.get_ifd(0x8769)[0xA002] = 30
+    data = block.tobytes()[6:]
+    assert exif_orientation(data) == 8
+    edited = edit_exif(data, 90_000, 40)
+    assert exif_orientation(edited) == 1 and len(edited) == len(data)
+    again = Image.Exif()
+    again.load(b"Exif\0\0" + edited)
+    assert again.get_ifd(0x8769)[0xA002] == 90_000
+    for cut in range(0, len(data), 3):  # damaged blocks do no harm
+        edit_exif(data[:cut], 5, 5)
+        exif_orientation(data[:cut])
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
+def test_animations_keep_frames_and_timing(tmp_path, suffix):
+    frames = [colours(5 * i) for i in range(3)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:],
+                   duration=[100, 250, 40], loop=0)
+    result = upscaled(tmp_path / "a.png", tmp_path / f"o.{suffix}")
+    assert result.frames == 3
+    with Image.open(tmp_path / f"o.{suffix}") as picture:
+        assert picture.n_frames == 3 and picture.info["loop"] == 0
+        for number, duration in enumerate([100, 250, 40]):
+            picture.seek(number)
+            picture.load()
+            assert picture.info["duration"] == duration
+            got = np.asarray(picture.convert("RGB")).astype(int)[::2, ::2]
+            limit = 40 if suffix == "gif" else 12
+            assert np.abs(got - np.asarray(frames[number])).mean() < limit
+    result = upscaled(tmp_path / "a.png", tmp_path / "o.jpg")
+    assert "all but the first of 3 frames" in result.notes[0]
+    assert upscaled(tmp_path / "a.png", tmp_path / "p.png", first_frame=True).frames == 1
+
+
+def test_pages_of_a_tiff(tmp_path):
+    pages = [colours(), colours(3, 12, 40), colours(4).convert("L")]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    made = make_plan(find_sources([str(tmp_path / "a.tif")], False, [], []), None, "_x2")
+    assert made.jobs[0].target.name == "a_x2.tif"
+    upscaled(tmp_path / "a.tif", tmp_path / "o.tif")
+    with Image.open(tmp_path / "o.tif") as picture:
+        assert picture.n_frames == 3
+        for number, page in enumerate(pages):
+            picture.seek(number)
+            assert picture.size == (2 * page.width, 2 * page.height) and picture.mode == page.mode
+
+
+def test_jpeg_in_bands_is_one_jpeg(tmp_path):
+    """Wider and higher than a band: libjpeg and Pillow read the same, progressive or not."""
+    pixels = (np.tile(scene(200, 300), (3, 4, 1))[..., :3] >> 8).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    result = upscaled(tmp_path / "a.png", tmp_path / "o.jpg", quality=97)
+    assert result.size == (2400, 1200)
+    with Image.open(tmp_path / "o.jpg") as picture:
+        got = np.asarray(picture).astype(int)
+    upscaled(tmp_path / "a.png", tmp_path / "o.png")
+    with Image.open(tmp_path / "o.png") as picture:
+        assert np.abs(got - np.asarray(picture)).mean() < 2
+    imagecodecs = pytest.importorskip("imagecodecs", reason="a second JPEG decoder")
+    other = imagecodecs.jpeg8_decode((tmp_path / "o.jpg").read_bytes())
+    assert np.abs(got - other).max() <= 2
+
+
+def test_a_jpeg_without_its_end_marker_and_one_that_is_cut(tmp_path):
+    buffer = io.BytesIO()
+    colours(0, 80, 90).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    (tmp_path / "a.jpg").write_bytes(data[:-2])
+    result = upscaled(tmp_path / "a.jpg", tmp_path / "o.png")
+    assert "lacks its end marker" in result.notes[0]
+    for missing in (20, 200, 600):
+        (tmp_path / "a.jpg").write_bytes(data[:-missing])
+        with pytest.raises(MinisrcnnError, match="truncated"):
+            upscaled(tmp_path / "a.jpg", tmp_path / "o.png")
+
+
+def test_heic(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason="the extra heif")
+    heif.register_heif_opener()
+    colours().save(tmp_path / "a.heic", exif=exif(), quality=95)
+    assert upscaled(tmp_path / "a.heic", tmp_path / "o.png").size == (60, 40)
+    assert upscaled(tmp_path / "a.heic", tmp_path / "o.heic").size == (60, 40)
+
+
+def test_limits_are_known_before_the_work(tmp_path):
+    colours().save(tmp_path / "a.png")
+    with pytest.raises(MinisrcnnError, match="30x20 = 600 pixels, want at most the limit of 599"):
+        upscaled(tmp_path / "a.png", tmp_path / "o.png", max_pixels=599)
+    with pytest.raises(MinisrcnnError, match="want at most 2,000"):
+        upscaled(tmp_path / "a.png", tmp_path / "o.png", max_output=2000)
+    with pytest.raises(MinisrcnnError, match="larger than --size"):
+        upscaled(tmp_path / "a.png", tmp_path / "o.png", box=(20, None))
+    assert upscaled(tmp_path / "a.png", tmp_path / "o.png", box=(45, 100)).size == (45, 30)
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+def test_shards_are_disjoint_and_whole():
+    jobs = [Job(Path(f"{i}"), Path(f"{i}.png")) for i in range(11)]
+    parts = [shard(jobs, i, 3) for i in range(3)]
+    assert sorted(itertools.chain(*parts), key=str) == sorted(jobs, key=str)
+    assert shard_of("1/3") == (1, 3) and shard_of(None, {}) == (0, 1)
+    assert shard_of(None, {"PMI_RANK": "2", "PMI_SIZE": "4"}) == (2, 4)
+    assert shard_of(None, {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}) == (0, 2)
+    for bad in ("3/3", "a/2", "1", "-1/2", "0/0"):
+        with pytest.raises(MinisrcnnError, match="want I/N"):
+            shard_of(bad)
+
+
+def test_a_torn_manifest_is_read(tmp_path):
+    manifest = Manifest(tmp_path / "m.jsonl")
+    (tmp_path / "b.png").write_bytes(b"x")
+    good = {"input": "a.png", "output": str(tmp_path / "b.png"), "error": None}
+    gone = {"input": "c.png", "output": str(tmp_path / "gone.png"), "error": None}
+    (tmp_path / "m.jsonl").write_text(
+        json.dumps(good) + "\n" + json.dumps(gone) + "\n" + '{"input": "d.p')
+    assert manifest.finished() == {("a.png", str(tmp_path / "b.png"))}
+
+
+def test_pictures_side_by_side_come_in_order(tmp_path):
+    jobs = []
+    for i in range(12):
+        colours(i).save(tmp_path / f"{i:02}.png")
+        jobs.append(Job(tmp_path / f"{i:02}.png", tmp_path / f"{i:02}_x2.png"))
+    (tmp_path / "05.png").write_bytes(b"no picture")
+    seen: list[float] = []
+    outcomes = list(run_jobs(jobs, lambda f: [(identity(), 2)], Options(scale=2), seen.append))
+    assert [o.job for o in outcomes] == jobs
+    assert [o.error is None for o in outcomes] == [i != 5 for i in range(12)]
+    assert max(seen) == 12
+
+
+def test_workers_shards_manifest_and_resume(tmp_path, model):
+    (tmp_path / "in/deep").mkdir(parents=True)
+    for i in range(6):
+        colours(i).save(tmp_path / f"in/{'deep/' if i % 2 else ''}{i}.jpg")
+    (tmp_path / "in/notes.txt").write_text("x")
+    done = command("in", "-r", "-o", "out", "--model", model, "--jobs", 2, "--manifest", "m.jsonl",
+                   "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert b"notes.txt" in done.stderr
+    report = json.loads(done.stdout)["pictures"]
+    assert len(report) == 6 and all(p["error"] is None for p in report)
+    assert (tmp_path / "out/deep/1_x2.png").exists() and (tmp_path / "out/0_x2.png").exists()
+    (tmp_path / "out/0_x2.png").unlink()
+    (tmp_path / "out/.0_x2.png.77-abc.part").write_bytes(b"left by a kill")
+    args = ["in", "-r", "-o", "out", "--model", model, "--manifest", "m.jsonl", "--resume",
+            "--overwrite"]
+    done = command(*args, cwd=tmp_path)
+    assert b"5 of 6 pictures are done" in done.stderr
+    assert done.stdout.decode().split() == ["out/0_x2.png"]
+    assert not list((tmp_path / "out").glob(".*"))
+    done = command("in", "-r", "-o", "o2", "--model", model, "--shard", "1/4", "--manifest",
+                   "m.jsonl", cwd=tmp_path)
+    assert b"Part 1 of 4: 2 of 6" in done.stderr and (tmp_path / "m.1-of-4.jsonl").exists()
+
+
+def test_standard_input_and_output(tmp_path, model):
+    colours().save(tmp_path / "a.png")
+    done = command("-", "-o", "-", "--format", "jpg", "--model", model, cwd=tmp_path,
+                   input=(tmp_path / "a.png").read_bytes())
+    assert done.returncode == 0, done.stderr
+    with Image.open(io.BytesIO(done.stdout)) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (60, 40))
+
+
+def test_dry_run_formats_suffix_sheet_and_names(tmp_path, model):
+    colours().save(tmp_path / "a.png")
+    colours().save(tmp_path / "b\x1b[31m.bmp")
+    done = command("a.png", "b\x1b[31m.bmp", "--dry-run", "--format", "same", "--suffix", "-big",
+                   "--model", model, cwd=tmp_path)
+    assert done.stdout.decode().splitlines() == [
+        "a.png -> a-big.png", "b\\x1b[31m.bmp -> b\\x1b[31m-big.bmp"]
+    assert not (tmp_path / "a-big.png").exists()
+    done = command("a.png", "--scale", "1.5", "--model", model, "--contact-sheet", "sheet.png",
+                   cwd=tmp_path)
+    assert done.stdout == b"a_x1.5.png\n" and (tmp_path / "sheet.png").exists()
+    with Image.open(tmp_path / "a_x1.5.png") as picture:
+        assert picture.size == (45, 30)
+    for bad in (["--format", "doc"], ["--size", "axb"], ["--resume"], ["--shard", "2/2"]):
+        done = command("a.png", *bad, "--model", model, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.startswith(b"minisrcnn: --")
+    assert command("", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_leave_no_part_of_a_file(tmp_path, model, number):
+    Image.fromarray(np.tile(np.asarray(colours()), (100, 100, 1))).save(tmp_path / "a.png")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minisrcnn", "upscale", "a.png", "--model", str(model)],
+        cwd=tmp_path, stderr=subprocess.PIPE)
+    until = time.monotonic() + 300
+    while not list(tmp_path.glob(".a_x2*.part")) and time.monotonic() < until:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    _, text = process.communicate(timeout=300)
+    assert process.returncode == 128 + number and b"stopped by SIG" in text
+    assert not list(tmp_path.glob(".a_x2*")) and not (tmp_path / "a_x2.png").exists()
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_when_workers_or_the_run_are_killed(tmp_path, model):
+    psutil = pytest.importorskip("psutil", reason="finds the workers")
+    (tmp_path / "in").mkdir()
+    for i in range(60):
+        colours(i, 120, 160).save(tmp_path / f"in/{i}.png")
+    args = [sys.executable, "-m", "minisrcnn", "upscale", "in", "-o", "out", "--model", str(model),
+            "--jobs", "2", "--manifest", "m.jsonl", "--resume"]
+
+    def begun(count):
+        process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.DEVNULL)
+        until = time.monotonic() + 300
+        while len(list((tmp_path / "out").glob("*.png"))) < count and time.monotonic() < until:
+            time.sleep(0.01)
+        return process
+
+    process = begun(5)
+    workers = [p for p in psutil.Process(process.pid).children()
+               if "spawn_main" in str(p.cmdline())]
+    workers[0].kill()
+    while len(list((tmp_path / "out").glob("*.png"))) < 15:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert begun(60).wait() == 0
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert {line["input"] for line in lines if line["error"] is None} == {
+        f"in/{i}.png" for i in range(60)}
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(f"{i}_x2.png" for i in range(60))
+    for path in (tmp_path / "out").iterdir():
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.size == (320, 240)
