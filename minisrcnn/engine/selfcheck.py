@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.table import Table
@@ -33,6 +33,7 @@ from .backends import numpy as textbook
 from .layers import ACTIVATIONS, Chain, Conv2d, ReLU
 
 Shape = tuple[int, ...]
+Mode = Literal["full", "projection"]
 
 # x (N,C,H,W) and w (F,C,KH,KW).
 CONVOLUTIONS: tuple[tuple[Shape, Shape], ...] = (
@@ -41,10 +42,10 @@ CONVOLUTIONS: tuple[tuple[Shape, Shape], ...] = (
     ((1, 5, 3, 4), (1, 5, 3, 4)),   # one output, 1x1
     ((2, 4, 3, 3), (3, 4, 1, 1)),   # a 1x1 kernel
 )
-# The chains that the fused path is checked on: x, and the weights' shapes.
-CHAINS: dict[str, tuple[Shape, tuple[Shape, ...]]] = {
-    "3-1-2": ((2, 2, 7, 6), ((4, 2, 3, 3), (3, 4, 1, 1), (2, 3, 2, 2))),
-    "SRCNN 9-1-5": ((2, 1, 15, 14), ((64, 1, 9, 9), (32, 64, 1, 1), (1, 32, 5, 5))),
+# The chains that the fused path is checked on: the mode of the check, x, and the weights' shapes.
+CHAINS: dict[str, tuple[Mode, Shape, tuple[Shape, ...]]] = {
+    "3-1-2": ("full", (2, 2, 7, 6), ((4, 2, 3, 3), (3, 4, 1, 1), (2, 3, 2, 2))),
+    "SRCNN 9-1-5": ("projection", (2, 1, 15, 14), ((64, 1, 9, 9), (32, 64, 1, 1), (1, 32, 5, 5))),
 }
 LR, MOMENTUM = 0.1, 0.9
 ADAM = (3, 0.1, 0.8, 0.9, 1e-8)  # step, lr, beta1, beta2, eps
@@ -183,8 +184,7 @@ def _checks(
                                  name="mse", **drawn)
 
     if hasattr(backend, "chain_loss_and_gradients"):
-        for name, (shape, weights) in CHAINS.items():
-            mode = "projection" if "SRCNN" in name else "full"
+        for name, (mode, shape, weights) in CHAINS.items():
             yield f"fused {name}", mode, partial(_fused, backend, shape, weights, mode, drawn)
 
     moments = {"param": (4, 3), "grad": (4, 3), "m": (4, 3)}
@@ -204,7 +204,7 @@ def _activation(layer: Any, backend: ModuleType, options: dict[str, Any]) -> Gra
 
 
 def _fused(
-    backend: ModuleType, shape: Shape, weights: tuple[Shape, ...], mode: Any,
+    backend: ModuleType, shape: Shape, weights: tuple[Shape, ...], mode: Mode,
     options: dict[str, Any],
 ) -> GradientReport:
     """Check ``chain_loss_and_gradients``, a loss of the parameters that brings its gradients."""

@@ -327,7 +327,7 @@ class DeviceTrainer:
         known = {*self._names, *(name.split(".")[0] for name in self._names)}
         for key in lr:
             if key not in known:
-                raise ValueError(f"lr has the key {key!r}, which names no layer or parameter of "
+                raise ValueError(f"lr has the key {key!r}, want layers or parameters of "
                                  f"{', '.join(self._names)}")
         rates = []
         for name in self._names:

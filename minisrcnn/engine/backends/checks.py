@@ -191,7 +191,8 @@ def chain_loss_and_gradients(
         raise ValueError(f"t has shape {t.shape}, want {want}: that is what the chain gives for x")
     for i, (w, _) in enumerate(pairs, 1):
         H, W = H - w.shape[2] + 1, W - w.shape[3] + 1
-        check_elements(f"the output of conv{i}", (N, w.shape[0], H, W))
+        if N * w.shape[0] * H * W > MOST_ELEMENTS:
+            check_elements(f"the output of conv{i}", (N, w.shape[0], H, W))
     return pairs
 
 
