@@ -20,6 +20,7 @@ def describe() -> list[tuple[str, str]]:
         get_backend,
         unavailable_reason,
     )
+    from .models import shipped_models
 
     rows = [
         ("minisrcnn", __version__),
@@ -38,6 +39,7 @@ def describe() -> list[tuple[str, str]]:
         details = describe_backend(get_backend(name))
         words = ["works", *([details] if details else []), *(["auto"] if name == best else [])]
         rows.append((f"backend {name}", ", ".join(words)))
+    rows.append(("models", ", ".join(model.name for model in shipped_models())))
     return rows
 
 

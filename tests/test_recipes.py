@@ -11,7 +11,7 @@ from minisrcnn.training.recipes import RECIPES, Recipe, get_recipe
 
 
 def test_unknown_recipe():
-    with pytest.raises(MinisrcnnError, match="recipe is 'slow', want one of fast, deep, paper"):
+    with pytest.raises(MinisrcnnError, match="recipe is 'slow', want one of fast, deep, adam"):
         get_recipe("slow")
 
 

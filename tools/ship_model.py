@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 from minisrcnn import SRCNN
@@ -53,7 +52,8 @@ def main() -> None:
     with atomic_open(FOLDER / f"{args.name}.md") as file:
         file.write(card(args, model, log, scores, sha256).encode())
     LOGS.mkdir(exist_ok=True)
-    shutil.copyfile(args.run / "log.jsonl", LOGS / f"{args.name}.jsonl")
+    log[0]["settings"]["data"] = "T91"  # wherever they were
+    (LOGS / f"{args.name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     print(f"{args.name}: " + ", ".join(f"{k} {v:.3f} dB" for k, v in entry["psnr"].items()))
 
 

@@ -104,12 +104,17 @@ RECIPES = {recipe.name: recipe for recipe in (
     Recipe(
         "fast", "minutes on two cores: Muon and Adam, from a network that is bicubic to begin with",
         rescaled=(0.9, 0.8, 0.7, 0.6), augment=True, init="identity", optimizer="muon", lr=4e-3,
-        last_lr=0.1, schedule="cosine", batch=16, epochs=15,
+        last_lr=0.1, schedule="cosine", batch=16, epochs=10,
     ),
     Recipe(
         "deep", "the same for 9-3-5 and 9-5-5: half the rate, reached in a thousand steps",
         rescaled=(0.9, 0.8, 0.7, 0.6), augment=True, init="identity", optimizer="muon", lr=2e-3,
         last_lr=0.1, schedule="cosine", warmup=1000, batch=16, epochs=15,
+    ),
+    Recipe(
+        "adam", "Adam alone: what stays on the device with the cupy backend",
+        augment=True, init="identity", optimizer="adam", lr=2e-3, last_lr=0.1, schedule="cosine",
+        batch=16, epochs=25,
     ),
     Recipe(
         "paper", "the authors' protocol: momentum 0.9, the last layer a tenth as fast",
