@@ -164,7 +164,8 @@ MUTANTS = [
     Mutant("dw, off by 0.05 percent", replaced(
         w=lambda dy, x, w, b, right: right * 1.0005), "a factor of 0.9995", wrong="w"),
     Mutant("dw, one row up", replaced(
-        w=lambda dy, x, w, b, right: np.roll(right, 1, axis=2)), None, wrong="w"),
+        w=lambda dy, x, w, b, right: np.roll(right, 1, axis=2)),
+        "shifted: right if rolled by -1 along axis 2", wrong="w"),
     Mutant("dw, accumulated", Accumulating, "accumulated instead of overwritten", wrong="w"),
     Mutant("dw, flipped and halved", replaced(
         w=lambda dy, x, w, b, right: right[:, :, ::-1, ::-1] / 2),
