@@ -12,7 +12,7 @@ Files, each importing only from those above it:
 ``results.py``          the schema: one file format for CPU and GPU, every sample kept
 ``machine.py``          what was measured on, and how busy it was with other work
 ``cases.py``            what is measured: data, float64 answers, nominal operations and bytes
-``ours.py``             who computes it: reference, numpy, lessons, production, your own file
+``ours.py``             what computes it: reference, numpy, lessons, production, your own file
 ``peers.py``            PyTorch, ONNX Runtime, OpenVINO, ncnn, LiteRT
 ``gpu.py``              CUDA versions, the cupy backend, PyTorch on CUDA; timing by events
 ``roofs.py``            what the machine can do: sgemm, an FMA loop, a triad

@@ -1,4 +1,4 @@
-"""Who computes a case: the backends, the CPU lessons, and a file of your own.
+"""What computes a case: the backends, the CPU lessons, and a file of your own.
 
 All of them are modules with a backend's functions (``conv2d_forward``, ..., and where they have
 them ``chain_loss_and_gradients`` and ``chain_predict``), so one function makes a call of each.
@@ -72,7 +72,7 @@ class Implementation:
     needs : str
         What it cannot run without; where that is missing, so are all others that need it.
     most_mflop : float
-        Work beyond which it is not asked: the textbook's loops.
+        Work beyond which it is skipped: the loops of ``reference``.
     done_mflop : callable, optional
         Operations actually done for a case.
     """

@@ -199,7 +199,7 @@ class Director:
                     continue
                 self._workers.pop(side.name).close()
                 needs[need] = reply["reason"]
-                self.say(f"{need or side.name} is left out: {needs[need]}")
+                self.say(f"{need or side.name} is skipped: {needs[need]}")
             self.missing[side.name] = needs[need]
             self.sides.remove(side)
 

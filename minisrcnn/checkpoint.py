@@ -118,7 +118,7 @@ def save_state(
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"metadata[{key!r}] is {value!r}, want strings")
-    # safetensors writes the buffer as it lies in memory, whatever the strides say
+    # safetensors writes the buffer in memory order, whatever the strides say
     packed = {name: np.array(array, order="C") for name, array in arrays.items()}
     header = dict(metadata or {})
     header["sha256"] = _digest(packed, header)

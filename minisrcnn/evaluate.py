@@ -168,7 +168,7 @@ def evaluate(
     Raises
     ------
     TypeError, ValueError
-        If ``scale`` is not a whole number of at least 1.
+        If ``scale`` is not an integer of at least 1.
     MinisrcnnError
         If the network has other than one channel; a picture cannot be read or is too small; or
         the set is Set5 or Set14 and its bicubic PSNR is more than 0.01 dB off the known figure:
@@ -352,7 +352,7 @@ def _variants() -> list[tuple[str, str, _Protocol]]:
         ("", "the authors' protocol", authors),
         ("Y range", "full range 0..255 (JFIF, Pillow) for 16..235",
          replace(authors, luma=pillow_luma)),
-        ("Y range", "Y not rounded to whole numbers", replace(authors, luma=_float_y)),
+        ("Y range", "Y not rounded to integers", replace(authors, luma=_float_y)),
         ("resizer", "borders mirrored (MATLAB since R2014), not clamped",
          replace(authors, resize=lambda image, size: imresize(image, output_size=size))),
         ("resizer", "cubic without antialiasing, a = -0.75 (OpenCV)",

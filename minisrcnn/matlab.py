@@ -46,7 +46,7 @@ def read_arrays(
     data : bytes
         A whole file.
     wanted : names
-        What is not wanted is skipped; a wanted name that the file does not hold is left out.
+        What is not wanted is skipped; a wanted name may be missing in the result.
     limit : int
         Most bytes that compressed elements may unpack to, all together.
 

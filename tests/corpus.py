@@ -361,7 +361,7 @@ def srgb() -> bytes:
 
 
 def make(folder: Path) -> None:
-    """Write the corpus; what a library cannot write is left out."""
+    """Write the corpus; what a library cannot write is skipped."""
     folder.mkdir(parents=True, exist_ok=True)
     s16 = scene()
     s8 = (s16 >> 8).astype(np.uint8)

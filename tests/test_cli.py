@@ -99,7 +99,7 @@ def pictures(tmp_path) -> Path:
     return folder
 
 
-# --- the front door -----------------------------------------------------------------------------
+# --- the entry point -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", [

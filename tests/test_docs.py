@@ -94,7 +94,7 @@ def without_rounding(report):
 
 
 def commands(text):
-    """Yield the commands of a block: comments and variables left out, lines put together."""
+    """Yield the commands of a block: without comments and variables, continued lines joined."""
     for line in text.replace("\\\n", " ").splitlines():
         line = line.removeprefix("$ ").split("  #")[0].split(" # ")[0]
         for command in re.split(r"&&|;|\|", line):

@@ -30,7 +30,7 @@ def test_architectures(arch, filters, channels):
 
 @pytest.mark.parametrize(("arch", "count"), [("9-1-5", 8032), ("9-3-5", 24416), ("9-5-5", 57184)])
 def test_the_paper_counts_the_weights(arch, count):
-    """Section 4.3.2 gives the number of parameters, biases left out."""
+    """Section 4.3.2 gives the number of parameters without biases."""
     net = SRCNN(arch, backend="numpy")
     assert sum(v.size for k, v in net.parameters.items() if k.endswith("weight")) == count
 

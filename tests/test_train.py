@@ -163,7 +163,7 @@ def test_training_is_gradient_descent_on_the_patches(pictures, monkeypatch):
 
 
 def test_patches_and_labels_stay_together_when_turned(pictures, tiny, monkeypatch):
-    """With input = label, a network that is the identity has no loss, however they are turned."""
+    """With input = label, a network that is the identity has no loss, however it is flipped."""
     result = train(settings(pictures), quiet)
     data = Data("same", result.data.labels, result.data.labels, result.data.index, 0)
     net = SRCNN("5-1-3", (1, 1), backend="numpy")

@@ -36,7 +36,7 @@ def plane(x, row_weights, rows, column_weights, columns, out):
 @kernel(lambda t: (const(t, 3), _WEIGHTS, _TAKEN, _WEIGHTS, _TAKEN, _WEIGHTS, types.float32,
                    t[:, :, ::1]))
 def picture(x, row_weights, rows, column_weights, columns, change, top, out):
-    """Interpolate a picture and add ``change`` to its colours; round to whole numbers 0 to ``top``.
+    """Interpolate a picture and add ``change`` to its colours; round to integers from 0 to ``top``.
 
     Of 2 or 4 channels the last is alpha: colours are interpolated in proportion to it, so that
     those of transparent pixels do not show; where the result is transparent they are

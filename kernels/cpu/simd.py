@@ -1,6 +1,6 @@
 """Vectors for Numba: the registers of the processor, and what it does to them.
 
-Numba cannot be told to keep an array in registers. So there is a type here, what C calls
+Numba has no way to keep an array in registers. So there is a type here, what C calls
 ``__m512``, that lives in one: a compiled function may hold vectors in local variables, pass
 them to other functions and return them. A loop over V numbers then takes one instruction a step,
 and a result that is summed in a variable stays in its register until it is stored:

@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_TILE * GEMM_TILE) gemm(
       __syncthreads();  // the tiles are complete before anybody reads them
 #pragma unroll
       for (int k = 0; k < GEMM_TILE; ++k) sum += as[ty][k] * bs[k][tx];
-      __syncthreads();  // everybody has read them before they are overwritten
+      __syncthreads();  // all threads have read them before they are overwritten
     }
   }
   if (row < M && col < N) c[(long long)row * N + col] = sum + (add_bias ? bias[row] : (real)0);

@@ -75,7 +75,7 @@ __device__ __forceinline__ void slide(const real* __restrict__ x, const real* __
           for (int j = 0; j < PIXELS; ++j) sum[i][j] += weight * pixel[j + v];
         }
     }
-    __syncthreads();  // everybody is done with them before the next channel comes
+    __syncthreads();  // all threads are done with them before the next channel comes
   }
 }
 

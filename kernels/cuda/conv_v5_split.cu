@@ -11,7 +11,7 @@
 //                  partial[0] + partial[1] + partial[2]    in a fixed order, by pointwise.cu
 //
 // Any number of blocks can share a sum in that way, without atomics: hence the same bits in every
-// run. And the last addition updates the weights in the same breath (reduce_sgd, reduce_adam).
+// run. And the last addition updates the weights in the same pass (reduce_sgd, reduce_adam).
 //
 // Within a block each thread slides along a row of x as in version 4: it owns DW_FILTERS filters
 // and DW_ROWS kernel rows (c,u), all KW taps of them. It takes four pixels at a time: KW + 3

@@ -171,7 +171,7 @@ struct Tile {
         }
         x_at += (XH - CONV_KH) * XW;  // ... and the next channel
       }
-      __syncthreads();  // everybody is done with them before the next channels come
+      __syncthreads();  // all threads are done with them before the next channels come
     }
   }
 

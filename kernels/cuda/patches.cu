@@ -9,7 +9,7 @@
 //   geometry (I,6) long:  where the input starts, its H, its W; the same of the label
 //
 // code 0..7: if code >= 4, mirror the patch left to right; then turn it by `code % 4` quarter turns
-// anticlockwise (numpy.rot90). Both patches are turned alike and lie centred on each other, so that
+// anticlockwise (numpy.rot90). Both patches are rotated alike and share one centre, so that
 // they still belong together. counters[0] counts the batches already taken. The sequence starts
 // again when it is used up (it holds `batches` whole batches).
 

@@ -1,1 +1,1 @@
-"""The commands of the command line, one file each, and ``terminal``: how they all speak."""
+"""The commands of the command line, one file each, and ``terminal``: what they share."""

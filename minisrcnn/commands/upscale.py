@@ -59,7 +59,7 @@ def upscale_command(
         "-r", "--recursive", help="Take folders in folders too, and keep their tree.")] = False,
     skip_existing: Annotated[bool, typer.Option(
         "--skip-existing", help="Leave out pictures whose result exists, even those that were "
-        "named; of folders they are left out anyway.")] = False,
+        "named; those of folders are skipped anyway.")] = False,
     overwrite: Annotated[bool, typer.Option(
         "--overwrite", help="Replace results that exist.")] = False,
     dry_run: Annotated[bool, typer.Option(

@@ -1,1 +1,1 @@
-"""The network wing: layers, losses, optimizers, and the backends that compute them."""
+"""The engine: layers, losses, optimizers, and the backends that compute them."""

@@ -1,4 +1,4 @@
-"""The picture wing: files, colour, resizing, patches, data sets, scores.
+"""Pictures: files, colour, resizing, patches, data sets, scores.
 
 It knows nothing of networks.
 """

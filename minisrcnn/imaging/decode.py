@@ -104,7 +104,7 @@ class Picture:
             self.metadata = _metadata(self, picture, self._source)
         if self.animated and pixels.shape[2:] != (4,):
             pixels = _with_alpha(pixels)  # another frame may have some
-        if self.format != "HEIF":  # its decoder has turned it
+        if self.format != "HEIF":  # its decoder has rotated it
             exif = self.metadata.exif
             orientation = (int(picture.tag_v2.get(0x0112, 1)) if self.format == "TIFF"
                            else exif_orientation(exif, self.metadata.xmp))

@@ -185,7 +185,7 @@ def find_images(
     problems : list of str, optional
         Where given, a name that finds nothing adds its line here instead of raising.
     recursive : bool
-        Whether a folder stands for the pictures in folders below it too; hidden ones are left out.
+        Whether a folder stands for the pictures in folders below it too; hidden ones are skipped.
     others : list of Path, optional
         Files of folders that are no pictures by their names are added here.
 

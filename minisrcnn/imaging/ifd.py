@@ -27,13 +27,13 @@ class Entry:
     inner: tuple[Entry, ...] = ()
 
     def numbers(self, order: str) -> tuple[int, ...]:
-        """Return the values of whole numbers."""
+        """Return the values of integers."""
         letter = {BYTE: "B", **_LETTERS, 13: "I", 18: "Q"}.get(self.kind)
         return () if letter is None else struct.unpack(f"{order}{self.count}{letter}", self.raw)
 
 
 def entry(order: str, tag: int, kind: int, values: Sequence[int] | bytes) -> Entry:
-    """Return an entry of whole numbers, or of bytes as they are."""
+    """Return an entry of integers, or of bytes unchanged."""
     if isinstance(values, bytes):
         return Entry(tag, kind, len(values), values)
     return Entry(tag, kind, len(values), struct.pack(f"{order}{len(values)}{_LETTERS[kind]}",

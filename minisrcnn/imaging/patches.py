@@ -1,4 +1,4 @@
-"""Patches: cut out of images, put together again, turned about.
+"""Patches: cut out of images, merged again, flipped and rotated.
 
 With a window of `size` pixels moved by `stride`, an image of H x W gives rows x cols patches,
 
@@ -441,7 +441,7 @@ def augment(patches: Array, code: int | NDArray[np.integer]) -> Array:
 
 @lru_cache(maxsize=8)
 def _symmetries(size: int) -> NDArray[np.intp]:
-    """Where each pixel of a turned patch comes from, (8, size * size); see `augment`."""
+    """Return where each pixel of a flipped or rotated patch comes from, (8, size * size)."""
     here = np.arange(size * size).reshape(size, size)
     turned = [np.rot90(image, turns) for image in (here, here[:, ::-1]) for turns in range(4)]
     return np.stack(turned).reshape(8, -1)

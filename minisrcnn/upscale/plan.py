@@ -98,7 +98,7 @@ def make_plan(
         The suffix of the format, such as ``jpg``; ``same``: that of the picture. By default PNG,
         and TIFF for a TIFF of several pages.
     skip_existing : bool
-        Whether pictures whose result exists are left out even where they were named one by one.
+        Whether pictures whose result exists are skipped even where they were named one by one.
     overwrite : bool
         Whether results that exist are replaced.
 

@@ -27,7 +27,7 @@ def write_sheet(path: str, results: Sequence[tuple[str, str]]) -> None:
     ----------
     path : str
     results : sequence of (source, target)
-        Files; what cannot be read is left out.
+        Files; what cannot be read is skipped.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Lesson 2: the innermost loop runs along a row of the image.
 
 In lesson 1 all the processor does is wait: each addition needs the result of the last. Here the
-same loops are turned inside out. The innermost one takes a weight, and adds it times a row of
+same loops are exchanged. The innermost one takes a weight, and adds it times a row of
 the image to a row of the output:
 
     x[c, i+u]     . . [x x x x x x x x x x] . .        v further to the right

@@ -1,4 +1,4 @@
-"""Lesson 4: channels last, so that the innermost loop has a whole number of vectors.
+"""Lesson 4: channels last, so that the innermost loop takes whole vectors.
 
 Lesson 3 ran along rows of 21 or 25 pixels: one and a half vectors of 16. Filters come in 64 and
 32. So the arrays are laid out anew, the filters of a pixel side by side:

@@ -185,5 +185,5 @@ def _to_planes(y: Array) -> Array:
 
 # MEASURED
 #
-# What is slow: y goes to memory after each layer and comes back for the next, and it is turned from
-# planes to channels-last and back every time.
+# What is slow: y goes to memory after each layer and comes back for the next, and it is transposed
+# from planes to channels-last and back every time.

@@ -41,7 +41,7 @@ P = 6  # rows of the tile of products; and, by chance, points
 
 
 def matrices() -> tuple[Array, Array, Array]:
-    """Return A^T (4,6), G (6,3) and B^T (6,6), the rows of B^T scaled to whole numbers."""
+    """Return A^T (4,6), G (6,3) and B^T (6,6), the rows of B^T scaled to integers."""
     def powers(count: int) -> Array:  # at infinity only the highest power counts
         return np.vstack([np.vander((0, 1, -1, 2, -2), count, increasing=True),
                           np.eye(count)[-1:]])

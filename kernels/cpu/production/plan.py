@@ -85,7 +85,7 @@ class Layer(NamedTuple):
 
 
 def record_dtype(fields: type[NamedTuple]) -> np.dtype[Any]:
-    """Return the record dtype of a named tuple of whole numbers."""
+    """Return the record dtype of a named tuple of integers."""
     return np.dtype([(name, np.int64) for name in fields._fields])
 
 

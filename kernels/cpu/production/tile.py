@@ -32,7 +32,7 @@ numbers of A, and does P*NV multiply-adds with them. AVX-512, P = 6 pixels, NV =
       a5 bcast | acc  | acc  | acc  | acc  |     11 loads
                +------+------+------+------+
 
-Numba cannot be told to keep an array in registers, so the tile is emitted as LLVM vector
+Numba has no way to keep an array in registers, so the tile is emitted as LLVM vector
 instructions by an ``@intrinsic``, :func:`make_tile`. P and NV are constants there; the vector's
 length follows from the array's dtype and the processor (:mod:`..simd`).
 

@@ -51,7 +51,7 @@ from .tile import SLACK, product
 N = 6  # points, and pixels on a side of an input tile
 _FINITE = [Fraction(p) for p in ("0", "5/8", "-5/8", "3/2", "-3/2")]
 
-# Tiles whose points are in the cache at a time. A whole number of every P of `tile.product`
+# Tiles whose transforms are in the cache at a time. A multiple of every P of `tile.product`
 # with 2 or 4 vectors of AVX-512, so that no row of a product is wasted.
 TILES = 24
 

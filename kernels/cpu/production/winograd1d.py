@@ -1,4 +1,4 @@
-"""Winograd's way in one direction only: the 9x9 filters of the first layer.
+"""Winograd convolution in one direction only: the 9x9 filters of the first layer.
 
 With one channel (or three) there is nothing to sum over between the transforms of
 :mod:`.winograd`, so in two dimensions the transforms would be all the work. In one

@@ -1,4 +1,4 @@
-"""The seam's functions over CUDA kernels: one body for CuPy and for the emulator.
+"""The functions of a backend over CUDA kernels: one body for CuPy and for the emulator.
 
 ``cupy.py`` and ``cupy_emulated.py`` are the backends. Each makes one :class:`CudaBackend`, over
 CuPy or over the stand-in that executes the same sources on the CPU, and exports its bound methods
@@ -192,7 +192,7 @@ class CudaBackend:
                     real=dy.dtype)
         return db
 
-    # ---- the rest of the seam ---------------------------------------------------------------
+    # ---- element by element, loss, updates --------------------------------------------------
 
     def relu_forward(self, x: Array) -> Array:
         """Compute ``y = max(0, x)``, of any shape; a NaN stays a NaN."""

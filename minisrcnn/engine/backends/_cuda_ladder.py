@@ -43,7 +43,7 @@ class Version:
 
 
 def versions(backend: CudaBackend) -> list[Version]:
-    """Return the ladder, slowest first."""
+    """Return all versions, slowest first."""
     v1, v2, v3 = "conv_v1_naive.cu", "conv_v2_im2col.cu", "conv_v3_tiled.cu"
     sliding = (partial(_sliding_forward, backend), partial(_sliding_backward_input, backend))
     return [

@@ -169,5 +169,5 @@ class Launcher:
 
 @cache
 def compile_options(real: np.dtype[Any], options: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what the compiler is told: the C++ standard, the meaning of ``real``, the macros."""
+    """Return the options of the compiler: the C++ standard, the meaning of ``real``, the macros."""
     return ("--std=c++17", f"-DREAL={'float' if real == np.float32 else 'double'}", *options)

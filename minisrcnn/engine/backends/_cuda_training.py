@@ -2,7 +2,7 @@
 
 A step of SRCNN takes tens of microseconds of arithmetic on a large GPU; launching its dozen
 kernels from Python one by one takes longer than that. So the step is recorded once, as a CUDA
-graph, and replayed. A recorded step cannot be told anything new, hence all that changes from step
+graph, and replayed. A recorded step takes no new arguments, hence all that changes from step
 to step lies in device memory, and the kernels fetch it there: the learning rates, which patches
 come next, how many steps were taken.
 """

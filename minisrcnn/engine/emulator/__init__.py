@@ -5,7 +5,7 @@
 :mod:`~minisrcnn.engine.emulator.build`
     From the text of a ``.cu`` file to a loaded library; the cache; the settings.
 :mod:`~minisrcnn.engine.emulator.cupy_standin`
-    A module that looks like the part of CuPy that the backend uses.
+    A module with the interface of the part of CuPy that the backend uses.
 :mod:`~minisrcnn.engine.emulator.nvrtc`
     Compiles the same text for real GPUs, without one, and reports registers and spills.
 

@@ -259,7 +259,7 @@ def source_file(code: str) -> Path | None:
 
 
 def _defines(options: Sequence[str]) -> str:
-    """``-DNAME=value`` options as ``#define`` lines; what only NVRTC understands is left out."""
+    """``-DNAME=value`` options as ``#define`` lines; what only NVRTC understands is dropped."""
     lines = []
     for option in options:
         if option.startswith("-D"):

@@ -299,7 +299,7 @@ EMU_OWN static void prepare_fiber(Fiber* f, unsigned number) {
 
 // ------------------------------------------------------------------------- 5  the scheduler
 // `queue` holds the threads of the block that can run. A thread that waits takes the next one from
-// the queue and switches to it directly. When the queue is empty, run_block() looks: has every
+// the queue and switches to it directly. When the queue is empty, run_block() checks: has every
 // thread reached the same barrier? Then all may go on. Otherwise the block is stuck, for ever, and
 // on a GPU it would hang (or go on with wrong numbers); here that is an error with a line number.
 struct Warp { unsigned size, waiting; };

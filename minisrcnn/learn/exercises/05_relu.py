@@ -2,7 +2,7 @@
 
     y = max(0, x)          dx = dy where x > 0, else 0
 
-The derivative is 1 above zero, 0 below; at zero itself there is none (a kink), and everybody takes
+The derivative is 1 above zero, 0 below; at zero itself there is none (a kink), and the usual choice is
 0. Since y > 0 exactly where x > 0, the backward can do with y, which the next layer keeps anyway.
 """
 

@@ -5,7 +5,7 @@ the 64 threads of a block brings one number of x, the last ones bring K - 1 more
 them read what the others brought:
 
     tile[t] = x[first + t];  if (t < K - 1) tile[64 + t] = x[first + 64 + t]
-    __syncthreads()                                  <- wait until everybody has brought his
+    __syncthreads()                                  <- wait until all threads have loaded theirs
     y[first + t] = sum over u of tile[t + u] w[u]
 
 Threads do not run in step. Without the barrier a thread reads numbers that have not come yet: right
