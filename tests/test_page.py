@@ -569,6 +569,30 @@ def test_an_engine_that_is_missing_says_so(browser, before, chosen, disabled):
     watched.check()
 
 
+def test_the_engine_is_chosen_where_it_computes(page):
+    page.click("#restore-engine [data-engine=js]")
+    wait(page, "document.getElementById('restore-text').textContent.includes('with JavaScript')")
+    assert page.evaluate("document.querySelector('[name=engine]:checked').value") == "js"
+    assert page.get_attribute("#learn-engine [data-engine=js]", "aria-pressed") == "true"
+    page.click("#learn-engine [data-engine=wasm]")
+    wait(page, "minisrcnn.learn.engine.name === 'wasm'")
+
+
+def test_the_tour(page):
+    for k, (result, code) in enumerate([
+        ("y", "conv2d_forward"), ("dy", "mse"), ("db", "conv2d_backward_bias"),
+        ("dw", "conv2d_backward_weight"), ("dx", "conv2d_backward_input"),
+        ("dx", "conv2d_backward_input"), ("dx", "conv2d_backward_input"),
+        ("dx", "conv2d_backward_input"),
+    ]):
+        page.locator(".quick button").nth(k).click()
+        assert len(lit(page, result, "result")) == 1
+        assert page.inner_text("#code-name") == code
+        wrong = lab_state(page)["wrong"]["dx"]
+        assert np.sum(wrong) == {6: 36, 7: 24}.get(k, 0)  # all ones as dy hide a third of it
+    assert page.input_value("#loss") == "sum"
+
+
 def test_timing_agrees_between_engines(page):
     page.click("#time")
     wait(
@@ -587,13 +611,13 @@ def test_timing_agrees_between_engines(page):
 def test_every_control_can_be_used_without_an_error(browser):
     watched = Watched(browser, viewport={"width": 1100, "height": 800}, color_scheme="dark")
     page = watched.page
-    for button in page.locator("button:visible:not([data-cell])").all():
+    for button in page.locator("button:visible:not([data-cell], [data-engine])").all():
         if button.is_visible() and button.get_attribute("id") != "stop":
             button.click()
     for select in page.locator("select").all():
         for value in select.evaluate("s => [...s.options].map(o => o.value)"):
             select.select_option(value)
-            if value == "dx-border":
+            if value == "dx-border":  # the tour, from within a bug
                 for go in page.locator(".quick button").all():
                     go.click()
     for slider in page.locator("input[type=range]:visible").all():
@@ -601,13 +625,15 @@ def test_every_control_can_be_used_without_an_error(browser):
             slider.evaluate(
                 f"(e) => {{ e.value = e.{at}; e.dispatchEvent(new Event('input', {{bubbles: true}})); }}"
             )
-    for box in page.locator("input[type=checkbox], input[type=radio]").all():
+    boxes = page.locator("input[type=checkbox], input[type=radio]").all()
+    for box in reversed(boxes):  # WebGPU first, WebAssembly last: here the one is slow
         if box.is_enabled():
             box.click()
     page.evaluate("document.querySelectorAll('[data-cell]').forEach(e => { e.focus(); e.click(); })")
     for key in ("Home", "End", "ArrowUp", "ArrowDown", "ArrowLeft", "+", "-", ".", ","):
         page.keyboard.press(key)
     page.locator("summary").click()
+    page.evaluate("document.getElementById('stop').click()")  # may be at work, may be done
     wait(page, "document.getElementById('stop').disabled")
     watched.check()
 

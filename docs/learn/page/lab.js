@@ -64,7 +64,7 @@ const BUGS = [
 
 const lab = {
   values: structuredClone(START), bug: "none", loss: "mse", relu: false, h: 1e-3,
-  pinned: {grid: "dx", i: 2, j: 3}, shown: null, step: null, cells: {}, out: {}, numeric: {}, wrong: {},
+  pinned: {grid: "y", i: 1, j: 2}, shown: null, step: null, cells: {}, out: {}, numeric: {}, wrong: {},
 };
 
 // --- the sums ----------------------------------------------------------------------------------------
@@ -266,9 +266,18 @@ const SAYS = {
   dx: "One pixel is seen by up to nine outputs, by each through another tap. Where the output lies further up-left, the tap lies further down-right: the kernel is flipped.",
   dw: "One weight takes part in all 16 outputs, each time with the pixel that lies (u, v) further on.",
   db: "The bias is in every output, once.",
+  ones: "Where the loss is the sum of the outputs, each output moves it by as much as it moves itself.",
   relu: "The loss sees y through ReLU: 0 where y is not above 0, and there nothing comes back.",
   dy: "How the loss moves with one output: M = 16 outputs share the mean.",
 };
+
+function sayAbout(grid, sum) {
+  if (grid === "dy" && lab.loss === "sum") return SAYS.ones;
+  if (grid === "dy" && lab.relu) return SAYS.relu;
+  const outside = sum.terms.filter(term => term.outside).length;
+  if (outside) return `Near the border fewer outputs see the pixel: ${outside} of the nine would lie outside y, so ${9 - outside === 1 ? "one term is" : `${9 - outside} terms are`} left.`;
+  return SAYS[grid];
+}
 
 function showSum() {
   const shown = lab.shown ?? lab.pinned, target = sumOf(shown), {grid, i, j} = target, sum = SUMS[grid](i, j);
@@ -300,7 +309,7 @@ function showSum() {
   let symbols = SYMBOLS[grid];
   if (grid === "dy" && lab.loss === "sum") symbols = "<mrow><msub><mi>dy</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>=</mo><mn>1</mn></mrow>";
   if (grid === "dy" && lab.relu) symbols = symbols.replace(/<\/mrow>$/, "<mo>·</mo><mo>[</mo><msub><mi>y</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>&gt;</mo><mn>0</mn><mo>]</mo></mrow>");
-  $("equation").innerHTML = `<math display="block">${symbols}</math><p>${grid === "dy" && lab.relu ? SAYS.relu : SAYS[grid]}</p>`;
+  $("equation").innerHTML = `<math display="block">${symbols}</math><p>${sayAbout(grid, sum)}</p>`;
   lab.useRelu = grid === "dy" && lab.relu;
   const items = [];
   if (sum.start) items.push(`<li class="start">b <span>${shortNumber(valueOf(sum.start))}</span></li>`);
@@ -569,9 +578,15 @@ function startLab() {
     if (button) { stopPlaying(); setStep(Number(button.dataset.term)); }
   });
   document.addEventListener("click", event => {
-    const button = event.target.closest("[data-go]");
+    const button = event.target.closest("[data-go], [data-bug]");
     if (!button) return;
-    const [grid, i, j] = button.dataset.go.split(" ");
+    if (button.dataset.bug) {
+      const [id, loss = "mse"] = button.dataset.bug.split(" ");
+      lab.loss = $("loss").value = loss;
+      return setBug(id);
+    }
+    const [grid, i, j] = button.dataset.go.split(" "), tour = button.closest(".quick");
+    if (tour && lab.bug !== "none") setBug("none");
     pin({grid, i: Number(i), j: Number(j)});
   });
   $("step").addEventListener("input", () => { stopPlaying(); setStep(stepNow()); });

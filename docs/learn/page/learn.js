@@ -94,14 +94,20 @@ async function trainLoop() {
 
 // Only one thing at a time uses the network: what is asked for meanwhile waits for its turn.
 let learnTurn = Promise.resolve();
-const inTurn = job => (learnTurn = learnTurn.then(job));
+const inTurn = job => (learnTurn = learnTurn.then(job).catch(error => {
+  learn.running = false;
+  $("train").textContent = "Train";
+  $("learn-error").textContent = `It failed (${error.message}). Choose another engine or start again.`;
+  console.error(error);
+}));
 function pauseTraining() { learn.running = false; }
 
-async function restartTraining(parameters = null) {
+async function restartTraining() {
+  $("learn-error").textContent = "";
   learn.engine?.destroy?.();
   learn.engine = await makeEngine(chosenEngine());
   learn.random = randomSource(7);
-  learn.network = new Network(learn.engine, parameters ?? initialParameters({init: $("init").value, seed: learn.seed}));
+  learn.network = new Network(learn.engine, initialParameters({init: $("init").value, seed: learn.seed}));
   Object.assign(learn, {losses: [], scores: [], smooth: null, time: null});
   await score();
   paintFigures();

@@ -30,13 +30,27 @@ async function startEngines() {
     inTurn(moveTraining);
     if (again) inTurn(trainLoop);
   });
+  document.addEventListener("click", chooseEngine);
   showEngine();
 }
 
+// Parts 2 and 3 show who computes, and let the reader choose there as well.
 function showEngine() {
-  const {label} = ENGINES[chosenEngine()];
+  const chosen = chosenEngine();
   for (const id of ["learn-engine", "restore-engine"])
-    $(id).innerHTML = `Computed by <b>${label}</b>. <a href="#engines">Choose another</a>`;
+    $(id).innerHTML = "Computed by " + Object.entries(ENGINES).map(([name, {label, missing}]) =>
+      `<button type="button" data-engine="${name}" aria-pressed="${name === chosen}"` +
+      `${missing ? ` disabled title="${escapeHtml(missing)}"` : ""}>${label}</button>`).join(" ");
+}
+
+function chooseEngine(event) {
+  const button = event.target.closest("[data-engine]");
+  if (!button || button.dataset.engine === chosenEngine()) return;
+  const radio = document.querySelector(`[name=engine][value=${button.dataset.engine}]`), line = button.parentElement;
+  radio.checked = true;
+  radio.dispatchEvent(new Event("change", {bubbles: true}));
+  line.querySelector("[aria-pressed=true]").focus();  // the line was drawn anew
+  if (line.id === "restore-engine") askRestore();
 }
 
 // --- timing: the same work for each engine, after one run to warm up ---------------------------------------
