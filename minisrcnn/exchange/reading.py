@@ -142,8 +142,9 @@ def _load_torch(path: Path) -> Mapping[str, Any]:
     try:
         import torch
     except ImportError:
-        raise MinisrcnnError(f"{path}: a PyTorch file: reading it needs PyTorch (pip install "
-                             "'minisrcnn[torch]'); or save its state dict as safetensors there") from None
+        raise MinisrcnnError(
+            f"{path}: a PyTorch file: reading it needs PyTorch (pip install 'minisrcnn[torch]'); "
+            "or save its state dict as safetensors there") from None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file can be wrong in any way
