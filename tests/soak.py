@@ -1,0 +1,311 @@
+"""Kills, damaged files, guard pages, interrupts, as long as you like: `tests/soak.py MINUTES`.
+
+Not part of the test suite: run it by hand, before a release or on a new kind of machine
+(``python tests/soak.py 10``). The time is shared out evenly; counts are printed at the end, and the
+exit code is 1 if anything failed. ``--seed N`` repeats a run.
+
+kills       Trainings killed with SIGKILL at random moments and resumed: the weights must be, bit by
+            bit, those of a training that nothing disturbed.
+mutants     Models, checkpoints, MATLAB files and pictures with bytes changed, cut out or doubled,
+            read in a process of their own: what is wrong must be refused in one line, and no
+            process may die.
+guards      Convolutions of random shapes whose arrays end at a page that may not be touched: one
+            number too far is a crash.
+interrupts  Predictions broken off by a signal, each followed at once by another call, whose result
+            must be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import mmap
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from minisrcnn import SRCNN
+from minisrcnn.checkpoint import load_model, load_state, save_model
+from minisrcnn.engine.backends import get_backend
+from minisrcnn.errors import MinisrcnnError
+from minisrcnn.imaging.files import read_image, write_image
+
+BATCH = 250  # mutants that one process reads
+
+
+# --- kills --------------------------------------------------------------------------------------
+
+
+def train(folder: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start a small training."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "minisrcnn", "train", "--data", str(folder), "--scale", "2",
+         "--arch", "5-1-3", "--recipe", "paper", "--epochs", "3", "--threads", "1",
+         "--out", str(out), *more],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    """Return the trained weights, as bytes."""
+    return {name: value.tobytes() for name, value in
+            load_model(out / "model.safetensors").parameters.items()}
+
+
+def kills(deadline: float, rng: random.Random, work: Path, count: Counter[str]) -> None:
+    """Kill trainings, resume them, and compare."""
+    pictures = work / "pictures"
+    pictures.mkdir()
+    noise = np.random.default_rng(0)
+    for k in range(6):
+        picture = np.kron(noise.integers(0, 256, (12, 12)), np.ones((8, 8))).astype(np.uint8)
+        write_image(pictures / f"p{k}.png", picture)
+    undisturbed = train(pictures, work / "whole")
+    began = time.monotonic()
+    undisturbed.wait()
+    seconds = time.monotonic() - began
+    want = weights(work / "whole")
+    while time.monotonic() < deadline:
+        out = work / f"killed{count['trainings']}"
+        arguments: list[str] = []
+        while True:
+            running = train(pictures, out, *arguments)
+            try:
+                running.wait(rng.uniform(0.1, 1.2) * seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGKILL)
+                running.wait()
+                count["kills"] += 1
+                arguments = ["--resume"] if any(out.glob("*")) else []
+                continue
+            if running.returncode:
+                said = running.stderr.read().decode(errors="replace") if running.stderr else ""
+                print(f"training: exit code {running.returncode}: {said.strip()[-300:]}")
+                count["failed"] += 1
+            break
+        count["trainings"] += 1
+        if not running.returncode and weights(out) != want:
+            print(f"training: other weights in {out}")
+            count["failed"] += 1
+
+
+# --- mutants ------------------------------------------------------------------------------------
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Change, cut out, double or add some bytes; the head, where formats live, most of all."""
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 5, 20))):
+        if not changed:
+            break
+        at = rng.randrange(min(len(changed), rng.choice((64, 400, len(changed)))))
+        kind = rng.randrange(6)
+        if kind == 0:
+            changed[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            changed[at] = rng.choice((0, 1, 127, 128, 254, 255))
+        elif kind == 2:
+            del changed[at:at + rng.choice((1, 4, 100, len(changed)))]
+        elif kind == 3:
+            changed[at:at] = changed[at:at + rng.choice((1, 8, 64))]
+        elif kind == 4:
+            changed[at:at + 8] = rng.randbytes(8)
+        else:
+            changed[at:at + 4] = rng.choice((b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0" * 4))
+    return bytes(changed)
+
+
+def seeds(work: Path) -> list[Path]:
+    """Write one good file of each kind."""
+    from PIL import Image
+    from scipy.io import savemat
+
+    folder = work / "good"
+    folder.mkdir()
+    net = SRCNN("5-1-3", (4, 2), backend="numpy")
+    save_model(folder / "model.safetensors", net, {"scale": "3"})
+    rng = np.random.default_rng(0)
+    savemat(folder / "authors.mat", {
+        "weights_conv1": rng.normal(size=(25, 4)), "weights_conv2": rng.normal(size=(4, 1, 2)),
+        "weights_conv3": rng.normal(size=(2, 9)), "biases_conv1": rng.normal(size=(4, 1)),
+        "biases_conv2": rng.normal(size=(2, 1)), "biases_conv3": np.zeros((1, 1))})
+    checkpoint = work / "whole" / "checkpoint.safetensors"
+    if checkpoint.exists():
+        (folder / "checkpoint.safetensors").write_bytes(checkpoint.read_bytes())
+    picture = Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8))
+    for suffix in ("png", "jpg", "bmp", "gif", "tiff", "webp"):
+        picture.save(folder / f"picture.{suffix}")
+    return sorted(folder.iterdir())
+
+
+def read(path: Path) -> str:
+    """Read a file of any kind; return "read" or "refused"."""
+    try:
+        if path.name.startswith("checkpoint"):
+            load_state(path)
+        elif path.name.startswith("picture"):
+            read_image(path)
+        else:
+            load_model(path)
+    except MinisrcnnError as error:
+        if "\n" in str(error):
+            raise RuntimeError("an error of several lines") from error
+        return "refused"
+    return "read"
+
+
+def read_all(folder: Path) -> None:
+    """Read what lies in a folder; say before each file which it is, so that a crash has a name."""
+    for path in sorted(folder.iterdir()):
+        print(path.name, flush=True)
+        try:
+            print(f"= {read(path)}", flush=True)
+        except Exception as error:
+            print(f"= {type(error).__name__}: {error}".splitlines()[0], flush=True)
+
+
+def mutants(deadline: float, rng: random.Random, work: Path, count: Counter[str]) -> None:
+    """Read damaged files, hundreds in a process."""
+    good = seeds(work)
+    while time.monotonic() < deadline:
+        folder = work / "mutants"
+        folder.mkdir(exist_ok=True)
+        for k in range(BATCH):
+            source = rng.choice(good)
+            name = f"{source.stem}.{k}{source.suffix}"
+            (folder / name).write_bytes(mutate(source.read_bytes(), rng))
+        done = subprocess.run([sys.executable, __file__, "--read", str(folder)],
+                              capture_output=True, text=True, errors="replace", check=False)
+        lines = done.stdout.splitlines()
+        names, outcomes = lines[::2], lines[1::2]
+        for name, outcome in zip(names, outcomes, strict=False):
+            kind = outcome.removeprefix("= ")
+            count["read" if kind == "read" else "refused" if kind == "refused" else "failed"] += 1
+            if kind not in ("read", "refused"):
+                print(f"{name}: {kind}")
+        if done.returncode:
+            print(f"{names[-1] if names else '?'}: the process died ({done.returncode})")
+            count["failed"] += 1
+        for path in folder.iterdir():
+            path.unlink()
+
+
+# --- guard pages --------------------------------------------------------------------------------
+
+
+class Guarded:
+    """An array whose last byte is followed by a page that may not be touched."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        page = mmap.PAGESIZE
+        room = -(-values.nbytes // page) * page
+        self.memory = mmap.mmap(-1, room + page)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mprotect(ctypes.c_void_p(base + room), page, 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+        whole = np.frombuffer(self.memory, np.uint8, values.nbytes, room - values.nbytes)
+        self.array = whole.view(values.dtype).reshape(values.shape)
+        self.array[...] = values
+
+
+def guards(deadline: float, rng: random.Random, work: Path, count: Counter[str]) -> None:
+    """Convolve in a process of its own, which a wrong access ends."""
+    while time.monotonic() < deadline:
+        done = subprocess.run(
+            [sys.executable, __file__, "--guards", str(rng.randrange(1 << 30)),
+             "--seconds", str(min(30.0, max(1.0, deadline - time.monotonic())))],
+            capture_output=True, text=True, check=False)
+        lines = done.stdout.splitlines()
+        count["shapes"] += len(lines)
+        if done.returncode:
+            print(f"guard pages: the process died ({done.returncode}) at {lines[-1:]}")
+            count["failed"] += 1
+
+
+def convolve_guarded(seed: int, seconds: float) -> None:
+    """Convolve random shapes at guard pages, and print each shape before it is done."""
+    rng, draw = random.Random(seed), np.random.default_rng(seed)
+    backend = get_backend("numba")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        N, C, F = rng.randint(1, 4), rng.choice((1, 3, 8, 32, 64)), rng.choice((1, 3, 8, 32, 64))
+        K = rng.choice((1, 3, 5, 7, 9))
+        H, W = K + rng.randint(0, 24), K + rng.randint(0, 24)
+        dtype = rng.choice(("float32", "float64"))
+        print(N, C, F, K, H, W, dtype, flush=True)
+        x, w, b, dy = (Guarded(draw.normal(size=shape).astype(dtype)).array for shape in
+                       ((N, C, H, W), (F, C, K, K), (F,), (N, F, H - K + 1, W - K + 1)))
+        backend.conv2d_forward(x, w, b)
+        backend.conv2d_backward_input(dy, w)
+        backend.conv2d_backward_weight(x, dy)
+
+
+# --- interrupts ---------------------------------------------------------------------------------
+
+
+def interrupts(deadline: float, rng: random.Random, work: Path, count: Counter[str]) -> None:
+    """Break predictions off, and predict again at once."""
+    net = SRCNN("9-1-5", backend="numba", seed=1)
+    image = np.random.default_rng(0).random((500, 400), dtype=np.float32)
+    want = net.predict(image)
+    began = time.monotonic()
+    net.predict(image)
+    seconds = time.monotonic() - began
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        while time.monotonic() < deadline:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, seconds))
+                net.predict(image)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                count["interrupts"] += 1
+            count["calls"] += 1
+            if not np.array_equal(net.predict(image), want):
+                print("a call after an interrupt gave other numbers")
+                count["failed"] += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def main() -> int:
+    """Run everything for the minutes that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("minutes", type=float, nargs="?", default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--guards", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.read is not None:
+        read_all(asked.read)
+        return 0
+    if asked.guards is not None:
+        convolve_guarded(asked.guards, asked.seconds)
+        return 0
+    counts: dict[str, Counter[str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (kills, mutants, guards, interrupts):
+            counts[part.__name__] = Counter(failed=0)
+            part(time.monotonic() + asked.minutes * 60 / 4, random.Random(asked.seed),
+                 Path(folder), counts[part.__name__])
+            print(f"{part.__name__:<11} {json.dumps(counts[part.__name__])}", flush=True)
+    return 1 if any(count["failed"] for count in counts.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
