@@ -14,7 +14,8 @@ setup(
     package_dir={"minisrcnn": "minisrcnn", "minisrcnn.kernels": "kernels"},
     package_data={
         "minisrcnn": ["py.typed", "**/*.h", "**/*.txt", "**/*.json", "models/*.safetensors",
-                      "models/*.md", "learn/exercises/*.py"],
+                      "models/*.md", "learn/exercises/*.py", "_gradcheck_np/pyproject.toml",
+                      "_gradcheck_np/setup.py", "_gradcheck_np/.gitignore"],
         "minisrcnn.kernels": ["**/*.cu", "**/*.h", "**/*.md"],
     },
 )

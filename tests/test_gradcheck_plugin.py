@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np  # noqa: F401  (loaded before pytester restores sys.modules: never twice)
 import pytest
 
 pytest_plugins = "pytester"
@@ -101,9 +102,66 @@ def test_the_seed_is_an_option_and_the_outcome_is_in_the_junit_file(project):
             assert gradcheck.loss(square, {"y": (2,), "t": (2,)}).seed == 7
             assert gradcheck.loss(square, {"y": (2,), "t": (2,)}, seed=1).seed == 1
     """)
-    project.runpytest_inprocess("--gradcheck-seed=7", "--junit-xml=out.xml").assert_outcomes(
+    project.runpytest_inprocess("--gradcheck-np-seed=7", "--junit-xml=out.xml").assert_outcomes(
         passed=1)
     assert "square: passed, error" in (project.path / "out.xml").read_text()
+
+
+def test_the_junit_file_costs_no_warning_and_no_option_collides(project):
+    project.makeconftest("""
+        def pytest_addoption(parser):
+            parser.addoption("--gradcheck-seed", default="mine")
+    """)
+    project.makepyfile("""
+        from affine import square
+
+        def test_loss(gradcheck, request):
+            gradcheck.loss(square, {"y": (2,), "t": (2,)})
+            assert request.config.getoption("--gradcheck-seed") == "mine"
+    """)
+    result = project.runpytest_subprocess("--junit-xml=out.xml", "-W", "error")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*warnings summary*")
+
+
+def test_fixtures_of_any_scope_and_hypothesis(project):
+    project.makepyfile("""
+        import numpy as np
+        import pytest
+        from affine import Affine
+        from hypothesis import given, settings
+
+        from minisrcnn.gradcheck_pytest import shapes
+
+        @pytest.fixture(scope="module")
+        def checked(gradcheck):
+            return gradcheck.layer(Affine(4, 3), (5, 4))
+
+        @pytest.fixture(scope="class")
+        def again(gradcheck, checked):
+            return gradcheck.layer(Affine(4, 3), (5, 4))
+
+        class TestIt:
+            def test_first(self, checked, again, gradcheck):
+                assert gradcheck.reports == [checked, again]
+
+            def test_second(self, checked, again, gradcheck):
+                assert gradcheck.reports == [] and checked.ok
+
+        @given(shapes({"x": "N C", "w": "C F"}, N=(2, 3)))
+        @settings(max_examples=5, deadline=None)
+        def test_any_shape(gradcheck, inputs):
+            assert inputs["x"][1] == inputs["w"][0] and 2 <= inputs["x"][0] <= 3
+            gradcheck(np.matmul, lambda dy, x, w: (dy @ w.T, x.T @ dy), inputs)
+    """)
+    project.runpytest_subprocess("-q").assert_outcomes(passed=3)
+
+
+def test_strategies_that_are_asked_for_wrongly():
+    from minisrcnn.gradcheck_pytest import shapes
+
+    with pytest.raises(ValueError, match="sizes has 'H', want some of"):
+        shapes({"x": "N C"}, H=(1, 2))
 
 
 def test_raises_false_returns_the_failed_report(project):
