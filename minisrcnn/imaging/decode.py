@@ -443,7 +443,7 @@ def _load(picture: Picture, file: Any) -> None:
 
 
 def _raw_mode(file: Any) -> str:
-    args = file.tile[0].args if file.tile else ""
+    args = file.tile[0][3] if file.tile else ""
     if isinstance(args, tuple):
         args = args[0] if args else ""
     return args if isinstance(args, str) else ""
