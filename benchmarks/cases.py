@@ -313,7 +313,7 @@ class Transfer:
         return {"a": np.random.default_rng(0).random(self.size // 4, np.float32)}
 
     def answer(self) -> dict[str, Any]:
-        """What must arrive."""
+        """Return what must arrive."""
         return {"copy": self.data["a"]}
 
     def results(self, got: Any) -> dict[str, Any]:

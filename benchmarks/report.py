@@ -81,7 +81,7 @@ def machine(run: Run) -> str:
 
 
 def roofs(run: Run) -> str:
-    """What the machine can do, measured in the same run."""
+    """Return what the machine can do, measured in the same run."""
     lines = []
     for row in run.timed("roofs"):
         rate = (f"{row.mbyte / row.median:.0f} GB/s" if row.group == "triad"
@@ -92,7 +92,7 @@ def roofs(run: Run) -> str:
 
 
 def speed(run: Run) -> str:
-    """The README's table: the large cases beside the best peer."""
+    """Return the README's table: the large cases beside the best peer."""
     lines = []
     for rows in table_of(run.timed()).values():
         ours, peer = best(rows.values(), "ours"), best(rows.values(), "peer")
@@ -152,7 +152,7 @@ def times(run: Run, suite: str) -> str:
 
 
 def gpu(run: Run) -> str:
-    """Times on a device in four manners."""
+    """Return times on a device in four manners."""
     rows = [r for r in run.rows if r.device == "gpu" and r.samples]
     if not rows:
         return "Not yet run on a GPU.\n"
@@ -180,7 +180,7 @@ def crossover(run: Run) -> str:
 
 
 def growth(run: Run) -> str:
-    """The exponent of time against patches or pixels."""
+    """Return the exponent of time against patches or pixels."""
     lines = []
     for group, series in series_of(run, ("training", "inference")).items():
         for who in dict.fromkeys(name for name, _ in series):
@@ -193,7 +193,7 @@ def growth(run: Run) -> str:
 
 
 def untimed(run: Run) -> str:
-    """What was not timed, and why."""
+    """Return what was not timed, and why."""
     together: dict[str, list[str]] = {}
     for name, why in run.missing.items():
         together.setdefault(why, []).append(name)
@@ -204,7 +204,7 @@ def untimed(run: Run) -> str:
 
 
 def compared(run: Run) -> str:
-    """The verdicts of a file that ``ab`` wrote."""
+    """Return the verdicts of a file that ``ab`` wrote."""
     names = run.settings["revisions"]
     return (f"before: {names['before']}, after: {names['after']}\n\n"
             + verdicts.compare(*ab.split(run), paired=True).text() + "\n")

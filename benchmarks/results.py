@@ -132,7 +132,7 @@ class Run:
     schema: int = SCHEMA
 
     def timed(self, suite: str = "", timing: str = "warm") -> list[Row]:
-        """The rows that have samples, of one suite or all."""
+        """Return the rows that have samples, of one suite or all."""
         return [r for r in self.rows if r.samples and r.timing == timing
                 and suite in ("", r.suite)]
 

@@ -178,7 +178,7 @@ def load_networks(model: str | None, scale: float | None, backend: str) -> Netwo
 
 
 def _shipped(nets: dict[str, Any], backend: str, factor: float) -> list[tuple[Any, int]]:
-    """The models of the package for a factor, each loaded once."""
+    """Return the models of the package for a factor, each loaded once."""
     from ..models import models_for
 
     with user_values():
@@ -190,7 +190,7 @@ def _shipped(nets: dict[str, Any], backend: str, factor: float) -> list[tuple[An
 
 
 def _repeated(step: tuple[Any, int], factor: float) -> list[tuple[Any, int]]:
-    """The one network, as often as it takes to enlarge by a factor."""
+    """Return the one network, as often as it takes to enlarge by a factor."""
     steps, reached = [step], float(step[1])
     while reached < factor - 1e-9:
         steps.append(step)

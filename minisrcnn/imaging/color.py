@@ -87,7 +87,7 @@ def rgb2ycbcr(rgb: Image) -> Image:
 
 
 def rgb2y(image: Image) -> Image:
-    """The Y of an image, alone; a grayscale image is its own Y (the authors' protocol, step 1).
+    """Return the Y of an image; a grayscale image is its own Y (the authors' protocol, step 1).
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def ycbcr2rgb(ycbcr: Image) -> Image:
 
 
 def pillow_luma(image: Image) -> Image:
-    """The Y of Pillow's YCbCr: JFIF, full range 0..255, by Pillow's own integer tables.
+    """Return the Y of Pillow's YCbCr: JFIF, full range 0..255, by Pillow's own integer tables.
 
     The design notes read their images so (``imread(..., mode="YCbCr")`` of the libraries of
     the time goes through Pillow); only the ``notes`` recipe uses it.

@@ -105,7 +105,7 @@ class Listing:
 
 @functools.cache
 def _registry() -> tuple[str, dict[str, list[Entry]]]:
-    """The address of the public repository at its commit, and the entries of each set."""
+    """Return the address of the public repository at its commit, and the entries of each set."""
     header: dict[str, str] = {}
     sets: dict[str, list[Entry]] = {name: [] for name in NAMES}
     for line in Path(__file__).with_name("registry.txt").read_text("utf-8").splitlines():
@@ -120,7 +120,7 @@ def _registry() -> tuple[str, dict[str, list[Entry]]]:
 
 
 def registry(name: str) -> list[Entry]:
-    """The registry's entries of a data set; MinisrcnnError for a name that it does not hold."""
+    """Return the registry's entries of a data set; MinisrcnnError for an unknown name."""
     return _registry()[1][_known(name)]
 
 
@@ -148,7 +148,7 @@ def cache_dir() -> Path:
 
 
 def _places(data_dir: str | os.PathLike[str] | None) -> list[Path]:
-    """The folders to look in, before the cache. One that was named must exist."""
+    """Return the folders to look in, before the cache. One that was named must exist."""
     places = []
     for asked, by in ((data_dir, ""), (os.environ.get("MINISRCNN_DATA"), "MINISRCNN_DATA: ")):
         if asked:
@@ -160,7 +160,7 @@ def _places(data_dir: str | os.PathLike[str] | None) -> list[Path]:
 
 
 def _find(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset | None:
-    """A data set on disk, the cache apart."""
+    """Return a data set on disk, the cache apart."""
     for place in _places(data_dir):
         folder = place / name
         if not folder.is_dir():
@@ -196,7 +196,7 @@ def load_dataset(
     download: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """A data set by its name, or the pictures of a folder.
+    """Return a data set by its name, or the pictures of a folder.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ def load_datasets(
     download: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Dataset]:
-    """What ``--data`` asks for: names, folders that hold named sets, folders of pictures.
+    """Return what ``--data`` asks for: names, folders that hold named sets, folders of pictures.
 
     Parameters
     ----------
@@ -400,7 +400,7 @@ def fetch(
 
 
 def _holder(name: str, data_dir: str | os.PathLike[str] | None) -> Path | None:
-    """The first place, the cache among them, that holds any of a set's files."""
+    """Return the first place, the cache among them, that holds any of a set's files."""
     for place in [*_places(data_dir), cache_dir()]:
         if any((place / entry.file).is_file() for entry in registry(name)):
             return place
@@ -447,7 +447,7 @@ def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> list[Listin
 
 
 def fallback_photographs() -> Dataset:
-    """The photographs inside scikit-image's wheel: something to train on without any network.
+    """Return the photographs inside scikit-image's wheel: to train on without any network.
 
     Raises
     ------

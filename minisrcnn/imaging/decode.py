@@ -355,7 +355,7 @@ def _dpi(info: dict[str, Any]) -> tuple[float, float] | None:
 
 
 def _png_chunks(source: Any) -> dict[bytes, bytes]:
-    """The small chunks of a PNG; the first of each kind."""
+    """Return the small chunks of a PNG; the first of each kind."""
     found: dict[bytes, bytes] = {}
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
         stream.seek(8)
@@ -386,7 +386,7 @@ def _png_text(file: Any, exif: Any, xmp: Any) -> tuple[dict[str, str], Any, Any]
 
 
 def _raw_profile(value: str) -> bytes | None:
-    """The bytes that ImageMagick writes as lines of hexadecimal digits."""
+    """Return the bytes that ImageMagick writes as lines of hexadecimal digits."""
     try:
         data = bytes.fromhex("".join(value.split("\n")[3:]))
     except ValueError:
@@ -545,7 +545,7 @@ def _check_rows(picture: Picture, file: Any) -> None:
 
 
 def _scale_key(file: Any, raw: str) -> None:
-    """A transparent gray of 1, 2 or 4 bits is one of the 8 bits that Pillow makes of them."""
+    """Scale a transparent gray of 1, 2 or 4 bits to the 8 bits that Pillow makes of them."""
     key = file.info.get("transparency")
     if not isinstance(key, int):
         return
@@ -556,7 +556,7 @@ def _scale_key(file: Any, raw: str) -> None:
 
 
 def _crops(file: Any) -> Iterator[tuple[int, Any]]:
-    """Strips of a loaded picture: converted whole, a photograph is held four times over."""
+    """Yield strips of a loaded picture: converted whole, a photograph is held four times over."""
     W, H = file.size
     step = max(1, _STRIP // W)
     for y in range(0, H, step):
@@ -760,7 +760,7 @@ def _by_tifffile(picture: Picture, number: int) -> Pixels:
 
 
 def _stretched(values: Pixels, bits: int) -> Pixels:
-    """Samples of ``bits`` bits as 16 bits."""
+    """Return samples of ``bits`` bits as 16 bits."""
     if bits == 16:
         return values.astype(np.uint16, copy=False)
     top = (1 << bits) - 1

@@ -174,7 +174,7 @@ def find_images(
     recursive: bool = False,
     others: list[Path] | None = None,
 ) -> list[Path]:
-    """The pictures that files, folders and patterns name.
+    """Return the pictures that files, folders and patterns name.
 
     Parameters
     ----------
@@ -238,7 +238,7 @@ def _expand(item: str, recursive: bool, others: list[Path] | None) -> list[Path]
 
 
 def _files(folder: Path, recursive: bool) -> Iterator[Path]:
-    """The files of a folder that are not hidden."""
+    """Yield the files of a folder that are not hidden."""
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue

@@ -68,7 +68,7 @@ def write_jpeg(file: IO[bytes], page: Page, metadata: Metadata, quality: int) ->
 
 
 def _walk(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The segments before the scan: marker, first byte, one after the last."""
+    """Yield the segments before the scan: marker, first byte, one after the last."""
     at = 2
     while True:
         (size,) = struct.unpack_from(">H", data, at + 2)
@@ -83,7 +83,7 @@ def _scan_start(data: bytes) -> int:
 
 
 def _header(data: bytes, H: int) -> bytes:
-    """The tables of the first band with the height of the whole; its application data dropped."""
+    """Return the tables of the first band with the height of the whole, no application data."""
     out = bytearray()
     data = b"\xff\xd8" + data
     for marker, start, end in _walk(data):

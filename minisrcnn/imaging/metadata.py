@@ -142,7 +142,7 @@ class _Place:
 
 
 def _places(exif: bytes) -> Iterator[_Place]:
-    """The entries of the main directory, and of the EXIF one, where they lie in the block."""
+    """Yield the entries of the main directory, and of the EXIF one, where they lie in the block."""
     order = (byte_order(exif) or ("", False))[0]
     waiting = [first_directory(exif, order)] if order else []
     seen: set[int] = set()

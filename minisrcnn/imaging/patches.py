@@ -73,7 +73,7 @@ def _image(image: Any, name: str = "image") -> Array:
 
 
 def _patches(patches: Any, grid: Any) -> tuple[Array, int, int]:
-    """Checked patches as (N, h, w), and the grid's rows and columns."""
+    """Return checked patches as (N, h, w), and the grid's rows and columns."""
     if not isinstance(patches, np.ndarray):
         raise TypeError(f"patches is a {type(patches).__name__}, want a NumPy array")
     if patches.ndim == 4 and patches.shape[1] == 1:
@@ -220,7 +220,7 @@ def gather(
 def extract_pairs(
     input_: Array, label: Array, sizes: PatchSizes = NOTES, *, stride: int | None = None
 ) -> tuple[Array, Array, tuple[int, int]]:
-    """Inputs and labels of one image, as the design notes cut them.
+    """Return inputs and labels of one image, as the design notes cut them.
 
     Parameters
     ----------

@@ -101,7 +101,7 @@ def _begin(file: IO[bytes], page: Page, metadata: Metadata) -> None:
 
 
 def _frame(sequence: int, page: Page) -> bytes:
-    """The control of a frame that covers the picture and replaces what was there."""
+    """Return the control of a frame that covers the picture and replaces what was there."""
     delay = Fraction((page.duration or 0) / 1000).limit_denominator(10_000)
     above, below = delay.numerator, delay.denominator
     if above > 0xFFFF:
@@ -110,7 +110,7 @@ def _frame(sequence: int, page: Page) -> bytes:
 
 
 def _stream(page: Page, pool: Executor) -> Iterator[bytes]:
-    """The rows of a page, filtered and compressed, as one zlib stream in pieces."""
+    """Yield the rows of a page, filtered and compressed, as one zlib stream in pieces."""
     yield b"\x78\x5e"  # zlib's header: deflate, a 32 KB window
     pixel = page.channels * page.dtype.itemsize
     above: Any = np.zeros(page.W * pixel, np.uint8)

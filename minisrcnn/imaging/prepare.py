@@ -53,7 +53,7 @@ def modcrop(image: NDArray[Any], scale: int) -> NDArray[Any]:
 
 
 def _zoom(label: NDArray[Any], scale: int) -> NDArray[Any]:
-    """The design notes' degradation: cubic B-splines without their prefilter, so also a blur.
+    """Degrade as the design notes do: cubic B-splines without their prefilter, so also a blur.
 
     SciPy's rounding of coordinates leaves the last row or column of some lengths (150, 303, 366 at
     scale 3) all zero: a property of this degradation, kept as the notes have it.

@@ -53,7 +53,7 @@ class Axis(NamedTuple):
     taken: NDArray[np.intp]
 
     def window(self, start: int, stop: int) -> tuple[Axis, int, int]:
-        """The output pixels start..stop, and the input range that they need."""
+        """Return the output pixels start..stop, and the input range that they need."""
         taken = self.taken[start:stop]
         low, high = int(taken.min()), int(taken.max()) + 1
         return Axis(self.weights[start:stop], taken - low), low, high
@@ -156,7 +156,7 @@ def resize_by_weights(image: Image, rows: Axis, columns: Axis, rows_first: bool)
 def _sizes(
     image: Image, scale: float | None, output_size: Sequence[int] | None
 ) -> tuple[tuple[int, int], tuple[float, float]]:
-    """The output size and the scale of each axis, all arguments checked."""
+    """Return the output size and the scale of each axis, all arguments checked."""
     if not isinstance(image, np.ndarray):
         raise TypeError(f"image is a {type(image).__name__}, want a NumPy array")
     if image.dtype not in (np.uint8, np.float32, np.float64):

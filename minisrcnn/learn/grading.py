@@ -125,7 +125,7 @@ def _known_mistake(task: Exercise, grader: Any, source: str) -> str:
 
 
 def _outcome(grader: Any, source: str, name: str) -> str | None:
-    """What a file gives on fixed inputs, rounded so that the order of a sum does not show."""
+    """Return what a file gives on fixed inputs, rounded so that orders of sums do not show."""
     try:
         results = grader.probe(load(source, name + "_probed.py"))
     except (Wrong, Skipped, NotImplementedError):
@@ -138,7 +138,7 @@ def _outcome(grader: Any, source: str, name: str) -> str | None:
 
 
 def _trace(error: BaseException, name: str) -> str:
-    """The error, with the last line of the student's file that led to it."""
+    """Return the error, with the last line of the student's file that led to it."""
     at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
           if frame.filename == name]
     if isinstance(error, SyntaxError) and error.filename == name:

@@ -156,7 +156,7 @@ def _strips(image: Image, net: SRCNN, scale: int, pixels: int) -> Iterator[Image
 
 
 def _compiled(axis: Axis) -> tuple[Image, Image]:
-    """The weights and indices as the compiled code takes them."""
+    """Return the weights and indices as the compiled code takes them."""
     return (np.ascontiguousarray(axis.weights, np.float32),
             np.ascontiguousarray(axis.taken, np.int64))
 
@@ -184,7 +184,7 @@ def bicubic_luma(image: Image, scale: int, first: int, last: int) -> NDArray[np.
 
 
 def _luma(image: Image, low: int, high: int) -> NDArray[np.float32]:
-    """The Y of some rows; under transparent pixels that of the visible ones beside them."""
+    """Return the Y of some rows; under transparent pixels that of the visible ones beside them."""
     C = image.shape[2]
     if C in (1, 3):
         return _y(image[low:high], C)

@@ -210,7 +210,7 @@ def _page(
     frame: Frame, H: int, W: int, kind: Format, networks: Networks | None,
     report: Progress | None = None,
 ) -> Page:
-    """The page that a frame becomes."""
+    """Yield the page that a frame becomes."""
     pixels = frame.pixels
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     # Few programs read a TIFF of gray and alpha of 16 bits.

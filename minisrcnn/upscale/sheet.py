@@ -66,7 +66,7 @@ def write_sheet(path: str, results: Sequence[tuple[str, str]]) -> None:
 
 
 def _shown(path: str) -> Any:
-    """The first frame, on white."""
+    """Return the first frame, on white."""
     from PIL import Image
 
     with open_picture(path) as picture:

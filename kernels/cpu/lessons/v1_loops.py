@@ -76,7 +76,7 @@ def backward_weight(x, dy, dw):
 
 
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
-    """Valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
+    """Compute a valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
     N, _, H, W = x.shape
     F, _, KH, KW = w.shape
     y = np.empty((N, F, H - KH + 1, W - KW + 1), x.dtype)

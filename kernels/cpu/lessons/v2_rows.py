@@ -61,7 +61,7 @@ def backward_input(dy, w, dx):
 
 @kernel(lambda t: (const(t, 4), const(t, 4), t[:, :, :, ::1], t[::1]), optimize=3)
 def backward_weight(x, dy, dw, sums):
-    """sums[:] = sum_{n,i} x[n,c,i+u,v:v+OW] dy[n,f,i,:]; dw[f,c,u,v] is the sum of these OW."""
+    """Sum x[n,c,i+u,v:v+OW] dy[n,f,i,:] over n and i into sums; dw[f,c,u,v] is their sum."""
     N, _, OH, OW = dy.shape
     F, C, KH, KW = dw.shape
     for f in range(F):
@@ -78,7 +78,7 @@ def backward_weight(x, dy, dw, sums):
 
 
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
-    """Valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
+    """Compute a valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
     N, _, H, W = x.shape
     F, _, KH, KW = w.shape
     y = np.empty((N, F, H - KH + 1, W - KW + 1), x.dtype)

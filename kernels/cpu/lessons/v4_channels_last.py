@@ -84,7 +84,7 @@ def backward_weight(x, dy, dw):
 
 
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
-    """Valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
+    """Compute a valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
     return _to_planes(_forward(_channels_last(x), w, b))
 
 

@@ -60,7 +60,7 @@ def col2im(columns, x):
 
 
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
-    """Valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
+    """Compute a valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
     N, C, H, W = x.shape
     F, _, KH, KW = w.shape
     OH, OW = H - KH + 1, W - KW + 1

@@ -123,7 +123,7 @@ def add_taps(z, b, y, KW):
 
 
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
-    """Valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
+    """Compute a valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
     return _to_planes(_convolve(x.transpose(0, 2, 3, 1), w, b))
 
 

@@ -68,7 +68,7 @@ def times_at(m):
 
 @inner
 def times_a(y):
-    """A y, for four vectors."""
+    """Multiply A and y, for four vectors."""
     a, b, c, d = add(y[0], y[2]), add(y[1], y[3]), fma(4, y[2], y[0]), fma(4, y[3], y[1])
     return y[0], add(a, b), fma(-1, b, a), fma(2, d, c), fma(-2, d, c), y[3]
 
@@ -179,7 +179,7 @@ def backward_weight(x, dy, dw, W, OW, C, F, TW, T):
 
 
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
-    """Valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
+    """Compute a valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
     (N, C, H, W), (F, _, KH, KW) = x.shape, w.shape
     OH, OW, TH, TW = H - KH + 1, W - KW + 1, -(-(H - KH + 1) // 4), -(-(W - KW + 1) // 4)
     _, G, _ = matrices()

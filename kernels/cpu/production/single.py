@@ -111,7 +111,7 @@ def backward_weight(x, dy, N, layers, tables, s, grads, counter):
 
 
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
-    """Valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
+    """Compute a valid convolution: x (N,C,H,W), w (F,C,KH,KW), b (F,) to y (N,F,OH,OW)."""
     if planes.is_made_for(w.shape, x.shape[2] * x.shape[3], x.itemsize):
         return planes.combine_planes(x, w[:, :, 0, 0], b)
     return convolve(x, w, b)

@@ -25,7 +25,7 @@ class MemoryPointer:
 
 
 def unwrap(value: Any) -> Any:
-    """The NumPy arrays inside; a NumPy array from outside is refused, as CuPy does."""
+    """Return the NumPy arrays inside; a NumPy array from outside is refused, as CuPy does."""
     if isinstance(value, ndarray):
         return value._array
     if isinstance(value, np.ndarray):
@@ -36,7 +36,7 @@ def unwrap(value: Any) -> Any:
 
 
 def _wrap(value: Any) -> Any:
-    """A result for the caller: everything that has a dtype stays on the device, scalars too."""
+    """Return a result for the caller: what has a dtype stays on the device, scalars too."""
     if isinstance(value, (np.ndarray, np.generic)):
         return ndarray._of(np.asarray(value))
     if isinstance(value, tuple):

@@ -161,7 +161,7 @@ def _compiler_version(command: tuple[str, ...]) -> str:
 
 @functools.cache
 def _processor_flags() -> tuple[str, ...]:
-    """Flags for this processor: without FMA instructions every fmaf() is a slow library call."""
+    """Return this processor's flags: without FMA instructions fmaf() is a slow library call."""
     try:
         found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:

@@ -22,7 +22,7 @@ from minisrcnn.engine.emulator import build
 
 
 def _runtime(sanitizer: str) -> str | None:
-    """The runtime library of the thread or the address sanitizer, as the compiler knows it."""
+    """Return the runtime library of the thread or the address sanitizer."""
     name = "libtsan.so" if sanitizer == "thread" else "libasan.so"
     found = subprocess.run(
         [*build.compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=False
