@@ -182,7 +182,7 @@ def _run(chosen: list[Case], sides: list[Side], settings: Settings, options: arg
         return 0
     if not chosen:
         raise ValueError(f"--filter is {options.filter!r}, which matches nothing; see --list")
-    if options.strict and (busy := machine.others()) > 0.2:
+    if options.strict and (busy := machine.others()) > machine.BUSY:
         print(f"refused: others keep {busy:.1f} processors busy", file=sys.stderr)
         return 1
     run = runner.measure(chosen, sides, settings, words)

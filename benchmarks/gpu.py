@@ -124,7 +124,7 @@ def _prepare(backend: str, version: str, case: Case, threads: int) -> Prepared:
         return Prepared({"": lambda: function(*there)}, fetch,
                         lambda: fetch(function(*(put(a) for a in host))))
     if version:
-        raise NotOffered("not offered")
+        raise NotOffered
     if isinstance(case, Roof):
         return _roof(device.conv2d_forward.__self__.xp, case)
     if isinstance(case, Transfer):
@@ -164,7 +164,7 @@ def _prepare_recorded(backend: str, case: Case, threads: int) -> Prepared:
     """
     device = _device(backend)
     if not isinstance(case, Training):
-        raise NotOffered("not offered")
+        raise NotOffered
     order = np.arange(case.N)
     table = np.stack([order, np.zeros_like(order), np.zeros_like(order)], axis=1)
     trainer = device.DeviceTrainer(
@@ -188,7 +188,7 @@ def _prepare_recorded(backend: str, case: Case, threads: int) -> Prepared:
 
 def _roof(xp: Any, case: Roof) -> Prepared:
     if xp.__name__ != "cupy" or case.name == "fma":
-        raise NotOffered("not offered")
+        raise NotOffered
     if case.name == "sgemm":
         a, b = (xp.random.rand(case.size, case.size, dtype=np.float32) for _ in range(2))
         return Prepared({"": lambda: a @ b})
@@ -244,7 +244,7 @@ def _torch(tf32: bool, case: Case, threads: int) -> Prepared:
         host = torch.tensor(case.data["image"][None])
         return Prepared(calls, fetch, lambda: fetch(calls["contiguous"](host.cuda())))
     if not isinstance(case, Training):
-        raise NotOffered("not offered")
+        raise NotOffered
     run = partial(torch_chain, torch)
     calls = {f"{name}, eager": torch_step(torch, case, partial(put, layout=layout), case.N, run)
              for name, layout in layouts.items()}

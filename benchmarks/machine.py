@@ -22,10 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("numpy", "numba", "llvmlite", "torch", "onnxruntime", "openvino", "ncnn",
              "ai-edge-litert", "cupy-cuda12x", "cupy-cuda13x")
 
-# A round is noisy beyond any of these: share of time in which a task waited for a processor, share
-# of time stolen by the hypervisor, and the fixed job's time over the quickest tenth's.
+# A round is noisy beyond any of these: share of time in which a task waited for a processor, over
+# that of the case's quietest round (a library may have a thread too many of its own); share of
+# time stolen by the hypervisor; and the fixed job's time over the quickest tenth's.
 PRESSURE, STEAL, CALIBRATION = 0.10, 0.02, 1.10
-NOISY_ROUNDS = 0.10  # a run with more of them counts as noisy
+NOISY_ROUNDS = 0.10  # a run with more of them is noisy, and one with as many processors kept
+BUSY = 0.20          # busy by others, before it or after
 
 
 def describe(root: Path = ROOT) -> dict[str, Any]:
@@ -129,22 +131,27 @@ def others(seconds: float = 1.0) -> float:
     return (after.busy - before.busy) / max(after.total - before.total, 1) * (os.cpu_count() or 1)
 
 
-def mark_noise(noise: list[dict[str, Any]]) -> str:
+def mark_noise(noise: list[dict[str, Any]], busy: float = 0.0) -> str:
     """Set ``noisy`` in each round's record; say in a sentence why the run is noisy, or ""."""
+    least: dict[str, float] = {}
+    for n in noise:
+        least[n["case"]] = min(n["pressure"] or 0, least.get(n["case"], 1))
     fixed = [n["calibration"] for n in noise if n["calibration"]]
     usual = statistics.quantiles(fixed, n=10)[0] if len(fixed) > 1 else (fixed or [0.0])[0]
     reasons = {"pressure": 0, "steal": 0, "calibration": 0}
     for n in noise:
-        beyond = {"pressure": (n["pressure"] or 0) > PRESSURE, "steal": (n["steal"] or 0) > STEAL,
+        pressure = (n["pressure"] or 0) - least[n["case"]]
+        beyond = {"pressure": pressure > PRESSURE, "steal": (n["steal"] or 0) > STEAL,
                   "calibration": (n["calibration"] or 0) > CALIBRATION * usual}
         n["noisy"] = any(beyond.values())
         for reason, is_so in beyond.items():
             reasons[reason] += is_so
     count = sum(n["noisy"] for n in noise)
-    if count <= NOISY_ROUNDS * len(noise):
-        return ""
-    why = ", ".join(f"{name} in {times}" for name, times in reasons.items() if times)
-    return f"{count} of {len(noise)} rounds were noisy ({why})"
+    why = [f"others kept {busy:.1f} processors busy"] if busy > BUSY else []
+    if count > NOISY_ROUNDS * len(noise):
+        seen = ", ".join(f"{name} in {times}" for name, times in reasons.items() if times)
+        why.append(f"{count} of {len(noise)} rounds were noisy ({seen})")
+    return "; ".join(why)
 
 
 def _read(path: str) -> str:

@@ -24,7 +24,7 @@ Call = Callable[[], Any]
 
 
 class NotOffered(Exception):
-    """Raised where an implementation has no such operation; says why."""
+    """Raised where an implementation has no such operation."""
 
 
 @dataclass
@@ -107,7 +107,7 @@ def prepare_module(module: ModuleType | Any, case: Case, threads: int) -> Prepar
         params, image = case.params, case.data["image"]
         if predict is not None:
             return Prepared({"fused": lambda: predict(params, image)})
-    raise NotOffered("not offered")
+    raise NotOffered
 
 
 def backend(name: str, title: str, **more: Any) -> Implementation:
@@ -129,7 +129,8 @@ def lessons() -> list[Implementation]:
             importlib.import_module(f"minisrcnn.kernels.cpu.lessons.{name}"), case, threads)
 
     names.sort(key=lambda name: int(name[1:].split("_")[0]))
-    return [Implementation(name, prepare(name), suites=("ops",), kind="lesson") for name in names]
+    return [Implementation(name, prepare(name), suites=("ops", "training"), kind="lesson")
+            for name in names]
 
 
 def your_file(path: Path) -> Implementation:

@@ -78,7 +78,7 @@ def _torch(case: Case, threads: int, layout: str, compiled: bool) -> Prepared:
 
     if isinstance(case, Convolution):
         if compiled:
-            raise NotOffered("a single operation has nothing to fuse")
+            raise NotOffered
         return Prepared({layout: torch_convolution(torch, case, put)}, fetch)
     run = partial(torch_chain, torch)
     if isinstance(case, Training):
@@ -88,7 +88,7 @@ def _torch(case: Case, threads: int, layout: str, compiled: bool) -> Prepared:
         return Prepared({f"groups of {g}": torch_step(torch, case, put, g, run) for g in groups},
                         fetch)
     if not isinstance(case, Inference):
-        raise NotOffered("not offered")
+        raise NotOffered
     values = [put(v) if v.ndim == 4 else torch.tensor(v) for v in case.params.values()]
     x = put(case.data["image"][None])
     whole = partial(torch_chain, torch, padding=True)

@@ -95,7 +95,7 @@ def _triad(size: int, threads: int) -> Call:
 
 def _prepare(case: Case, threads: int) -> Prepared:
     if not isinstance(case, Roof):
-        raise NotOffered("not offered")
+        raise NotOffered
     if case.name == "sgemm":
         return Prepared({"": _sgemm(case.size)})
     if case.name == "triad":

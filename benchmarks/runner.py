@@ -221,8 +221,10 @@ class Director:
             row = Row(case.suite, case.label, case.group, case.size, side.name,
                       side.implementation.device, side.implementation.kind,
                       mflop=case.mflop, mbyte=case.mbyte, gate=side.implementation.gate)
-            self.rows.append(row)
             reply = self._prepare(case, side, want)
+            if reply["status"] == "not offered":
+                continue
+            self.rows.append(row)
             row.status, row.reason = reply["status"], reply.get("reason", "")
             row.error = reply.get("error")
             if row.status == "ok":
@@ -292,7 +294,7 @@ def measure(chosen: Sequence[Case], sides: Sequence[Side], settings: Settings,
     say = say or (lambda text: print(text, file=sys.stderr, flush=True))
     started, start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
     busy = machine.others()
-    if busy > 0.2:
+    if busy > machine.BUSY:
         say(f"warning: others keep {busy:.1f} processors busy")
     director = Director(sides, settings, say)
     try:
@@ -301,7 +303,8 @@ def measure(chosen: Sequence[Case], sides: Sequence[Side], settings: Settings,
         director.missing[INTERRUPTED] = "interrupted"
     finally:
         director.close()
-    noisy = machine.mark_noise(director.noise)
+    busy = max(busy, machine.others())
+    noisy = machine.mark_noise(director.noise, busy)
     return Run(command, started, round(time.monotonic() - start, 1),
                machine.describe() | {"others_busy": round(busy, 2)}, dict(vars(settings)),
                director.rows, director.noise, noisy, director.missing)

@@ -80,8 +80,10 @@ class Bench:
             errors = {name: cases.error_of(case, prepared.fetch(result), want)
                       for name, result in results.items()}
             del results
-        except NotOffered as reason:
-            return {"status": "skipped", "reason": str(reason)}
+        except NotOffered:
+            return {"status": "not offered"}
+        except NotImplementedError as reason:
+            return {"status": "skipped", "reason": _first_line(reason)}
         except Exception as error:
             return {"status": "failed", "reason": f"{type(error).__name__}: {_first_line(error)}"}
         gate = self.implementation.gate
