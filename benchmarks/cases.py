@@ -18,8 +18,8 @@ Params = dict[str, Any]
 OPERATIONS = ("forward", "input gradient", "weight gradient")
 ARCHS = ("9-1-5", "9-5-5")
 
-# C, F, kernel, size of the input: the layers of 9-1-5 and 9-5-5 on a patch of 33x33.
-LAYERS = ((1, 64, 9, 33), (64, 32, 1, 25), (32, 1, 5, 25), (64, 32, 5, 25))
+# C, F, kernel, size of the input: the layers of 9-1-5, 9-3-5 and 9-5-5 on a patch of 33x33.
+LAYERS = ((1, 64, 9, 33), (64, 32, 1, 25), (32, 1, 5, 25), (64, 32, 3, 25), (64, 32, 5, 25))
 
 
 @dataclass(frozen=True)

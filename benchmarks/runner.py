@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import re
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,7 +71,7 @@ class Settings:
     budget: float = 2.5
     limit: float = 2.5
     seed: int = 0
-    time_limit: float = float("inf")
+    time_limit: float = 86_400
     clock: str = "wall"
 
 
@@ -88,10 +90,11 @@ class Side:
 class Worker:
     """A worker's process, stopped while it is not asked anything."""
 
-    def __init__(self, side: Side, settings: Settings, log: Any) -> None:
+    def __init__(self, side: Side, settings: Settings, folder: Path, log: Any) -> None:
         cpus = machine.choose_cpus(settings.threads)
         environment = os.environ | dict.fromkeys(_THREADS, str(settings.threads)) | {
             "PYTHONPATH": machine.python_path(), "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            "CUPY_CACHE_DIR": str(folder / "cupy"),  # empty: a first call is to compile
             "PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
         command = [sys.executable, "-m", "benchmarks.worker", side.implementation.name,
                    "--root", str(side.root), "--threads", str(settings.threads),
@@ -167,7 +170,9 @@ class Director:
         for worker in self._workers.values():
             worker.close()
         self._log.close()
-        (self._folder / "want.npz").unlink(missing_ok=True)
+        for left in self._folder.iterdir():
+            if left.name != "log":
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def run(self, chosen: Sequence[Case]) -> None:
         """Measure every case by every side that offers it."""
@@ -210,7 +215,8 @@ class Director:
     def _worker(self, side: Side) -> Worker:
         worker = self._workers.get(side.name)
         if worker is None or worker.ended:
-            worker = self._workers[side.name] = Worker(side, self.settings, self._log)
+            worker = self._workers[side.name] = Worker(
+                side, self.settings, self._folder, self._log)
         return worker
 
     def _measure(self, case: Case, sides: list[Side]) -> None:
@@ -226,7 +232,8 @@ class Director:
                 continue
             self.rows.append(row)
             row.status, row.reason = reply["status"], reply.get("reason", "")
-            row.error = reply.get("error")
+            error = reply.get("error", math.nan)
+            row.error = None if math.isnan(error) else error
             if row.status == "ok":
                 row.setting, row.steady = reply["setting"], reply["steady"]
                 row.mflop, row.done_mflop = reply["mflop"] or row.mflop, reply["done_mflop"]
