@@ -359,7 +359,7 @@ def test_crossover_is_where_the_gpu_starts_to_win_for_good():
 def test_ab_times_this_checkout_in_turns_with_itself(tmp_path, capsys):
     """Both sides are this checkout as it stands, so it also works where there is no git."""
     out = tmp_path / "ab.json"
-    code = main(["ab", ".", ".", "--filter", "^ops 3x3.*forward", "--rounds", "4", "--threads", "1",
+    code = main(["ab", ".", ".", "--filter", "^ops 3x3 3->8.*forward", "--rounds", "4", "--threads", "1",
                  "--columns", "numpy", "--out", str(out)])
     text = capsys.readouterr().out
     assert code in (0, 1) and text.count("| numpy |") == 1
