@@ -144,8 +144,10 @@ class Worker:
 
     def _signal(self, name: str) -> None:
         if hasattr(signal, name):
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self.process.pid, getattr(signal, name))
+                if name == "SIGSTOP":  # it stops when it is scheduled next: wait for that
+                    os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         elif name == "SIGSTOP":
             time.sleep(0.15)  # no such signal here: let its threads go to sleep
 

@@ -151,6 +151,26 @@ def test_what_is_wrong_or_breaks_is_reported_and_not_timed(measured):
     assert not any(row.samples for row in rows.values())
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
+def test_who_has_no_turn_is_stopped_and_all_have_the_same_processors(tmp_path):
+    side = runner.Side(all_implementations()["numpy"], "numpy")
+    with open(tmp_path / "log", "w") as log:
+        worker = runner.Worker(side, runner.Settings(threads=1), tmp_path, log)
+    try:
+        assert worker.ask("hello") == {"status": "ok"}
+        pid = worker.process.pid
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        assert state == "T"
+        assert os.sched_getaffinity(pid) == set(machine.choose_cpus(1))
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert b"OPENBLAS_NUM_THREADS=1" in environment and b"NUMBA_NUM_THREADS=1" in environment
+        worker.process.kill()
+        worker.process.wait()
+        assert worker.ask("hello")["reason"] == "its process ended (SIGKILL)"
+    finally:
+        worker.close()
+
+
 def test_every_column_can_be_listed(capsys):
     assert main(["all", "--list"]) == 0
     listed = capsys.readouterr().out
@@ -359,8 +379,8 @@ def test_crossover_is_where_the_gpu_starts_to_win_for_good():
 def test_ab_times_this_checkout_in_turns_with_itself(tmp_path, capsys):
     """Both sides are this checkout as it stands, so it also works where there is no git."""
     out = tmp_path / "ab.json"
-    code = main(["ab", ".", ".", "--filter", "^ops 3x3 3->8.*forward", "--rounds", "4", "--threads", "1",
-                 "--columns", "numpy", "--out", str(out)])
+    code = main(["ab", ".", ".", "--filter", "^ops 3x3 3->8.*forward", "--rounds", "4",
+                 "--threads", "1", "--columns", "numpy", "--out", str(out)])
     text = capsys.readouterr().out
     assert code in (0, 1) and text.count("| numpy |") == 1
     before, after = ab.split(results.load(out))
