@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +28,31 @@ def draw(run: Run, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     with plt.rc_context(_STYLE):
-        for plot in (ladder, ratio_to_peers, roofline, growth):
+        for name, plot in {
+            "ladder": ladder, "ladder_gpu": partial(ladder, device="gpu"),
+            "ratio_to_peers": ratio_to_peers, "roofline": roofline,
+            "roofline_gpu": partial(roofline, device="gpu"), "growth": growth,
+        }.items():
             figure = plot(run)
             if figure is None:
                 continue
             for ending, facts in (("png", {"Software": None}), ("svg", {"Date": None})):
-                path = folder / f"{plot.__name__}.{ending}"
+                path = folder / f"{name}.{ending}"
                 figure.savefig(path, dpi=110, metadata=facts)
                 files.append(path)
             plt.close(figure)
     return files
 
 
-def ladder(run: Run) -> Any:
+def ladder(run: Run, device: str = "cpu") -> Any:
     """GFLOP/s of the versions: a panel a layer, a group of bars a version, a bar an operation."""
-    rows = [r for r in run.timed("ops") if r.kind in ("lesson", "ours") and r.device == "cpu"
+    rows = [r for r in run.timed("ops") if r.kind in ("lesson", "ours") and r.device == device
             and r.size == 32]
     layers = list(dict.fromkeys(r.group.split(",")[0] for r in rows))
     if not layers:
         return None
     names = sorted({r.implementation for r in rows},
-                   key=lambda n: (n == "production", report.number_of(n), n))
+                   key=lambda n: (n in ("production", "cupy"), report.number_of(n), n))
     operations = list(dict.fromkeys(r.group.split(", ")[1] for r in rows))
     figure, axes = plt.subplots(1, len(layers), figsize=(4.2 * len(layers), 5.5), sharey=True,
                                 squeeze=False)
@@ -61,10 +66,10 @@ def ladder(run: Run) -> Any:
         axis.set(title=layer.replace(" on ", "\non "), yscale="log")
         axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
         _plain(axis.yaxis)
-        _line(axis, report.roof(run, "sgemm"), "sgemm")
+        _line(axis, report.roof(run, "sgemm", device), "sgemm")
     axes[0][0].set_ylabel("GFLOP/s, nominal")
     axes[0][0].legend(frameon=False, fontsize=11)
-    return _titled(figure, run, "The versions, 32 patches")
+    return _titled(figure, run, "The versions, 32 patches", device)
 
 
 def ratio_to_peers(run: Run) -> Any:
@@ -98,27 +103,29 @@ def ratio_to_peers(run: Run) -> Any:
     return _titled(figure, run, "minisrcnn beside its peers")
 
 
-def roofline(run: Run) -> Any:
+def roofline(run: Run, device: str = "cpu") -> Any:
     """Nominal rate against operations for a byte, a dot a kernel, beneath the measured roofs."""
-    rows = [r for r in run.timed() if r.device == "cpu" and r.suite != "roofs" and r.mflop
+    rows = [r for r in run.timed() if r.device == device and r.suite != "roofs" and r.mflop
             and (r.kind in ("ours", "yours") or _last_lesson(run, r))]
-    fma, sgemm, triad = (report.roof(run, name) for name in ("fma", "sgemm", "triad"))
-    if not rows or not (fma > 0 and triad > 0):
+    fma, sgemm, triad = (report.roof(run, name, device) for name in ("fma", "sgemm", "triad"))
+    top = fma if fma > 0 else sgemm  # on a GPU only sgemm is measured
+    if not rows or not (top > 0 and triad > 0):
         return None
     figure, axis = plt.subplots(figsize=(10, 6.5))
     x = np.geomspace(0.5, max(r.mflop / r.mbyte for r in rows) * 1.5, 200)
-    axis.plot(x, np.minimum(fma, triad * x), color="black")
-    axis.annotate(f"multiply-adds {fma:.0f} GFLOP/s", (x[-1], fma), (0, 6),
-                  textcoords="offset points", ha="right")
+    axis.plot(x, np.minimum(top, triad * x), color="black")
+    axis.annotate(f"{'multiply-adds' if fma > 0 else 'sgemm'} {top:.0f} GFLOP/s", (x[-1], top),
+                  (0, 6), textcoords="offset points", ha="right")
     axis.annotate(f"triad {triad:.0f} GB/s", (x[10], triad * x[10]), (14, -4),
                   textcoords="offset points", va="top")
-    _line(axis, sgemm, "sgemm")
+    if fma > 0:
+        _line(axis, sgemm, f"sgemm {sgemm:.0f}")
     marks = {"ops": "o", "training": "s", "inference": "^"}
     for suite, mark in marks.items():
         for kind, colour in (("ours", _OURS), ("lesson", _OTHER), ("yours", _GPU)):
             dots = [r for r in rows if r.suite == suite and r.kind == kind]
             if dots:
-                who = {"ours": "production", "lesson": "last lesson", "yours": "your file"}[kind]
+                who = "last lesson" if kind == "lesson" else dots[0].implementation
                 axis.scatter([r.mflop / r.mbyte for r in dots], [r.gflops for r in dots],
                              marker=mark, color=colour, s=55, alpha=0.8, label=f"{who}, {suite}")
     axis.set(xscale="log", yscale="log", ylabel="GFLOP/s, nominal (Winograd does fewer)",
@@ -126,7 +133,7 @@ def roofline(run: Run) -> Any:
     _plain(axis.yaxis)
     _plain(axis.xaxis)
     axis.legend(frameon=False, fontsize=11, loc="lower right")
-    return _titled(figure, run, "Roofline")
+    return _titled(figure, run, "Roofline", device)
 
 
 def growth(run: Run) -> Any:
@@ -171,7 +178,7 @@ def growth(run: Run) -> Any:
 
 def _last_lesson(run: Run, row: Row) -> bool:
     lessons: Iterable[Row] = (r for r in run.timed("ops") if r.kind == "lesson"
-                              and r.device == "cpu")
+                              and r.device == row.device)
     return row.implementation == max((r.implementation for r in lessons), default="",
                                      key=report.number_of)
 
@@ -194,8 +201,9 @@ def _line(axis: Any, height: float, name: str) -> None:
                       textcoords="offset points", fontsize=11)
 
 
-def _titled(figure: Any, run: Run, title: str) -> Any:
+def _titled(figure: Any, run: Run, title: str, device: str = "cpu") -> Any:
     noisy = ", A NOISY RUN" if run.noisy else ""
-    figure.suptitle(f"{title}: {run.machine['processor']}, {run.settings['threads']} threads"
-                    f"{noisy}", fontsize=16)
+    where = (run.machine["gpu"] if device == "gpu" else
+             f"{run.machine['processor']}, {run.settings['threads']} threads")
+    figure.suptitle(f"{title}: {where}{noisy}", fontsize=16)
     return figure
