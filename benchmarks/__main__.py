@@ -227,6 +227,8 @@ def _report(options: argparse.Namespace, words: list[str]) -> int:
         changed = report.update_documents(write=options.update)
         for path in changed:
             print(f"{path} {'was written' if options.update else 'differs'}")
+        for name in report.missing_results():
+            print(f"{report.RESULTS / name} is not there: its tables stay as they are")
         return 1 if options.check and changed else 0
     if not options.files:
         raise ValueError("report has no file, want result files, or --update, or --check")

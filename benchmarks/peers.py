@@ -183,7 +183,7 @@ def _ncnn(case: Case, threads: int) -> Prepared:
         (Path(folder) / "net.bin").write_bytes(weights)
         if net.load_param(f"{folder}/net.param") or net.load_model(f"{folder}/net.bin"):
             raise RuntimeError("ncnn refuses the model")
-    x, last = ncnn.Mat(case.data["image"]), f"y{len(layers) - 1}"
+    x, last = ncnn.Mat(case.data["image"]).clone(), f"y{len(layers) - 1}"  # else it is a view
 
     def predict() -> Any:
         extractor = net.create_extractor()

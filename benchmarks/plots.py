@@ -54,8 +54,8 @@ def ladder(run: Run, device: str = "cpu") -> Any:
     names = sorted({r.implementation for r in rows},
                    key=lambda n: (n in ("production", "cupy"), report.number_of(n), n))
     operations = list(dict.fromkeys(r.group.split(", ")[1] for r in rows))
-    figure, axes = plt.subplots(1, len(layers), figsize=(4.2 * len(layers), 5.5), sharey=True,
-                                squeeze=False)
+    figure, axes = plt.subplots(1, len(layers), figsize=(max(9, 4.2 * len(layers)), 5.5),
+                                sharey=True, squeeze=False)
     shades = (_OURS, _PEER, _GPU)
     for axis, layer in zip(axes[0], layers, strict=True):
         for i, operation in enumerate(operations):
@@ -96,7 +96,8 @@ def ratio_to_peers(run: Run) -> Any:
     axis.set_yticks(range(len(lines)), [case for case, _ in lines], fontsize=11)
     axis.invert_yaxis()
     axis.set(xscale="log", xlabel="times as fast as the peer (1: equal)")
-    ticks = [t for t in (0.5, 1, 2, 3, 5, 10, 20) if axis.get_xlim()[0] <= t <= axis.get_xlim()[1]]
+    low, high = axis.get_xlim()
+    ticks = [t for t in (0.2, 0.5, 1, 2, 3, 5, 10, 20, 50) if low <= t <= high]
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axis.minorticks_off()
     axis.legend(frameon=False, fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -263,6 +263,14 @@ def documents() -> list[Path]:
     return [path for path in found if "<!-- benchmarks:" in path.read_text(encoding="utf-8")]
 
 
+def missing_results() -> list[str]:
+    """Return the result files that documents ask for and that are not there."""
+    names = {name for path in documents()
+             for _, _, file, _, _ in _BLOCK.findall(path.read_text(encoding="utf-8"))
+             for name in file.split("+")}
+    return sorted(name for name in names if not (RESULTS / name).exists())
+
+
 def update_documents(write: bool) -> list[Path]:
     """Compare every table in the documents with the results; with ``write``, renew them.
 
@@ -286,13 +294,15 @@ def update_documents(write: bool) -> list[Path]:
         names = {found[2] for path in documents()
                  for found in _BLOCK.findall(path.read_text(encoding="utf-8"))}
         for name in sorted(names):
-            if "revisions" not in _load(name).settings:
+            if not missing_results() and "revisions" not in _load(name).settings:
                 plots.draw(_load(name), ROOT / "docs" / "plots" / name.split(".")[0])
     return changed
 
 
 def render(text: str) -> str:
     """Return a document with its tables as the results have them.
+
+    A table whose results are not committed stays as it is: :func:`missing_results` names them.
 
     Raises
     ------
@@ -303,6 +313,8 @@ def render(text: str) -> str:
         start, block, file, _, end = match.groups()
         if block not in BLOCKS:
             raise ValueError(f"a document has the table {block!r}, want one of {', '.join(BLOCKS)}")
+        if not all((RESULTS / name).exists() for name in file.split("+")):
+            return match[0]
         return f"{start}\n{BLOCKS[block](_load(file)).strip()}\n\n{end}"
 
     return _BLOCK.sub(fill, text)

@@ -239,7 +239,8 @@ class Director:
             if row.status == "ok":
                 row.setting, row.steady = reply["setting"], reply["steady"]
                 row.mflop, row.done_mflop = reply["mflop"] or row.mflop, reply["done_mflop"]
-                row.threads = None if row.device == "gpu" else round(reply["threads"], 2)
+                if row.device == "cpu" and reply["threads"] is not None:
+                    row.threads = round(reply["threads"], 2)
                 self.rows.append(_like(row, "first", [[reply["first"]]]))
                 ready.append((side, reply, row))
         self._take_turns(case, ready)
@@ -255,7 +256,7 @@ class Director:
             return {"status": "skipped", "reason": f"a call would take about {expected:.1f} s, "
                     f"limit {self.settings.limit:g}"}
         reply = self._worker(side).ask("prepare", case=cases.to_json(case), want=str(want))
-        if reply["status"] == "ok" and reply["threads"] > self.settings.threads + 0.3:
+        if reply["status"] == "ok" and (reply["threads"] or 0) > self.settings.threads + 0.3:
             return {"status": "failed", "reason": f"it used {reply['threads']:.1f} processors, "
                     f"want {self.settings.threads}"}
         return reply

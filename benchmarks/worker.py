@@ -25,6 +25,7 @@ from .machine import use_checkout
 
 _STEADY = 0.03   # a warm-up is over when the last three times and the three before agree so well,
 _WARM_UP = 0.4   # or after so many seconds
+_LONG_ENOUGH = 0.05  # seconds, to say how many processors were used
 _SAMPLES = 5     # of a turn, at most
 _SHORTEST = 1.0  # ms: shorter calls are timed several at once
 
@@ -93,14 +94,15 @@ class Bench:
             return {"status": "wrong", "error": least,
                     "reason": f"off by {least:.1e}, want at most {gate:g}"}
         self.call, self.whole, self.stream = None, prepared.whole, prepared.stream
+        cpu, wall = time.process_time(), time.perf_counter()
         heat = {name: self._once(call) for name, call in right.items()}
         if len(heat) > 1 and sum(heat.values()) < 500:
             heat = {name: min(heat[name], self._once(call)) for name, call in right.items()}
         setting = min(heat, key=lambda name: heat[name])
         self.call = right[setting]
-        cpu, wall = time.process_time(), time.perf_counter()
         steady, usual = self._warm_up(heat[setting])
-        threads = (time.process_time() - cpu) / (time.perf_counter() - wall)
+        wall = time.perf_counter() - wall
+        threads = (time.process_time() - cpu) / wall if wall > _LONG_ENOUGH else None
         self.calls = max(1, round(_SHORTEST / usual))
         self.usual = usual
         return {"status": "ok", "error": errors[setting], "setting": setting,

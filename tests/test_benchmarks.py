@@ -134,7 +134,7 @@ def test_every_sample_is_stored(measured):
         rows = rows_of(run, who)
         assert set(rows) == set(cases.OPERATIONS)
         for row in rows.values():
-            assert row.status == "ok" and row.error < 1e-5 and row.threads < 1.3
+            assert row.status == "ok" and row.error < 1e-5 and (row.threads or 1) < 1.3
             assert len(row.samples) == 3 and all(t > 0 for turn in row.samples for t in turn)
         assert all(len(row.samples) == 1 for row in rows_of(run, who, "first").values())
     assert len(run.noise) == 9 and all(n["calibration"] > 0 for n in run.noise)
@@ -446,12 +446,16 @@ def test_a_report_has_tables_and_plots(tmp_path):
 
 
 def test_documents_have_the_numbers_of_the_committed_results():
+    if missing := report.missing_results():
+        pytest.skip(f"not measured yet: {', '.join(missing)}")
     differing = report.update_documents(write=False)
     assert not differing, f"{differing} differ: run python -m benchmarks report --update"
 
 
-def test_a_number_changed_by_hand_is_found(monkeypatch):
+def test_a_number_changed_by_hand_is_found(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "_load", lambda name: pretended())
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    (tmp_path / "cpu.json").touch()
     text = "a\n<!-- benchmarks: speed cpu.json -->\n12 ms\n<!-- /benchmarks -->\nb\n"
     new = report.render(text)
     assert "12.8 ms" in new and new.startswith("a\n<!--") and new.endswith("-->\nb\n")
