@@ -529,6 +529,16 @@ def test_the_reader_restores_a_file(page, tmp_path):
     wait(page, "document.getElementById('restore-text').textContent.includes('Against the truth')")
 
 
+def train(page, steps):
+    """Press Train, wait for so many steps, pause, and wait for the score."""
+    page.click("#train")
+    wait(page, f"minisrcnn.learn.network.steps >= {steps}")
+    page.click("#train")
+    wait(page, "document.getElementById('learn-say').textContent.startsWith('Paused after')"
+               " && document.getElementById('train').textContent === 'Train'"
+               " && minisrcnn.learn.scores.at(-1)[0] === minisrcnn.learn.network.steps")
+
+
 def test_it_learns(page, engine):
     """600 steps get above bicubic on the picture that is not trained on; fewer where steps are slow."""
     steps = {"wasm": 600, "js": 60, "webgpu": 4}[engine]
@@ -536,17 +546,33 @@ def test_it_learns(page, engine):
     page.click("#restart")
     wait(page, "minisrcnn.learn.network.steps === 0 && minisrcnn.learn.scores.length === 1"
                f" && minisrcnn.learn.engine.name === '{engine}'")
-    page.click("#train")
-    wait(page, f"minisrcnn.learn.network.steps >= {steps}")
-    page.click("#train")
-    wait(page, "document.getElementById('learn-say').textContent.startsWith('Paused after')"
-               " && document.getElementById('train').textContent === 'Train'"
-               " && minisrcnn.learn.scores.at(-1)[0] === minisrcnn.learn.network.steps")
+    train(page, steps)
     before, after, bicubic = page.evaluate(
         "(({scores, test}) => [scores[0][1], scores.at(-1)[1], test.bicubic])(minisrcnn.learn)")
     assert abs(before - bicubic) < 0.5  # it starts as bicubic, nearly
     assert after > bicubic + 0.3 if engine == "wasm" else after != before
     page.check("[name=engine][value=wasm]")
+
+
+@pytest.mark.slow
+def test_a_wrong_gradient_may_learn(page):
+    """What part 2 says: from bicubic two bugs get above it, from random filters none does."""
+    page.check("[name=engine][value=wasm]")
+    gains = {}
+    for start in ("identity", "he"):
+        page.select_option("#init", start)
+        for bug in ("none", "dx-not-flipped", "relu-mask-missing", "dw-flipped"):
+            page.select_option("#train-bug", bug)
+            page.click("#restart")
+            wait(page, "minisrcnn.learn.network.steps === 0 && minisrcnn.learn.scores.length === 1")
+            train(page, 600)
+            gains[start, bug] = page.evaluate("minisrcnn.learn.psnr - minisrcnn.learn.test.bicubic")
+    for bug in ("dx-not-flipped", "relu-mask-missing"):
+        assert gains["identity", bug] > 0.1
+        assert gains["he", bug] < gains["he", "none"] - 1
+    assert gains["identity", "dw-flipped"] < -1 and gains["he", "dw-flipped"] < -1
+    page.select_option("#train-bug", "none")
+    page.select_option("#init", "identity")
 
 
 @pytest.mark.parametrize(

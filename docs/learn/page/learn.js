@@ -77,7 +77,7 @@ async function trainLoop() {
     const fine = await trainALittle(9);
     if (!fine) {
       learn.running = false;
-      $("learn-say").textContent = "The loss is no longer a number.";
+      $("learn-error").textContent = "The loss is no longer a number. Start again, with right gradients or a lower rate.";
       $("f-loss").textContent = "not a number";
       break;
     }
