@@ -36,7 +36,7 @@ const BUGS = [
   {id: "dw-last-row", of: "dw", title: "dw: the last row of dy left out", mutant: "dw, the last row of dy left out", says: "index 3 of axis 2 of dy is left out",
     code: "for i in range(OH - 1):",
     why: "The usual off-by-one error: each sum has lost four of its 16 terms, and nothing looks strange."},
-  {id: "dw-row-up", of: "dw", title: "dw: one row off", mutant: "dw, one row up", says: null,
+  {id: "dw-row-up", of: "dw", title: "dw: one row off", mutant: "dw, one row up", says: "shifted: right if rolled by -1 along axis 2",
     code: "dw[f, c, (u + 1) % KH, v] += dy[n, f, i, j] * x[n, c, i + u, j + v]",
     why: "All numbers are there, each in its neighbour's place."},
   {id: "dw-accumulated", of: "dw", title: "dw: added to the one before", mutant: "dw, accumulated", says: "accumulated instead of overwritten",
