@@ -144,7 +144,6 @@ def open_picture(
     from PIL import Image
 
     name = name or (os.fspath(source) if not isinstance(source, bytes) else "the picture")
-    _register_heif()
     Image.init()
     with contextlib.ExitStack() as stack:
         with _explained(name):
@@ -154,6 +153,8 @@ def open_picture(
                     raise IsADirectoryError
                 if not stat.S_ISREG(mode):
                     raise MinisrcnnError("is not a regular file, want one")
+            if _head(source)[4:8] == b"ftyp":
+                _register_heif()
             stack.enter_context(_unlimited())
             picture = stack.enter_context(_open(stack, source, name, max_pixels))
         yield picture
