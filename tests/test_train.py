@@ -23,6 +23,7 @@ from minisrcnn.imaging.datasets import load_dataset
 from minisrcnn.imaging.files import read_image, write_image
 from minisrcnn.imaging.metrics import psnr
 from minisrcnn.imaging.prepare import prepare
+from minisrcnn.imaging.resize import imresize
 from minisrcnn.training import files, loop, report
 from minisrcnn.training.loop import epoch_order, train
 from minisrcnn.training.pictures import Data, load_data, load_validation
@@ -483,3 +484,41 @@ def test_max_minutes_stops_saved_and_goes_on(pictures, tiny):
     for name, value in whole.net.parameters.items():
         np.testing.assert_array_equal(rest.net.parameters[name], value)
     shutil.rmtree("whole")
+
+
+# --- rescaled copies, and Muon ------------------------------------------------------------------
+
+
+def test_rescaled_copies_follow_their_picture(pictures, tiny):
+    """Made smaller by imresize, rounded, and degraded as any picture."""
+    plain = Plan(str(pictures), 2, "5-1-3", 0, "numpy", tiny)
+    both = replace(plain, recipe=replace(tiny, rescaled=(0.8, 0.01)))
+    data, _, _ = load_data(plain, quiet)
+    more, _, _ = load_data(both, quiet)
+    assert len(more.inputs) == 2 * len(data.inputs)  # those of a hundredth are too small
+    for i, path in enumerate(sorted((pictures / "T91").iterdir())):
+        image = read_image(path)
+        H, W = image.shape[:2]
+        copy = imresize(image, output_size=(round(0.8 * H), round(0.8 * W)))
+        x, t = prepare(copy, 2)
+        np.testing.assert_array_equal(more.labels[2 * i], data.labels[i])
+        np.testing.assert_array_equal(more.inputs[2 * i + 1], x)
+        np.testing.assert_array_equal(more.labels[2 * i + 1], t)
+    assert len(more.index) > len(data.index)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cupy-emulated"])
+def test_muon_resumes_bit_for_bit(pictures, tiny, monkeypatch, backend):
+    reason = unavailable_reason(backend)
+    if reason is not None:
+        pytest.skip(f"{backend}: {reason}")
+    monkeypatch.setitem(RECIPES, "tiny", replace(tiny, optimizer="muon", rescaled=(0.8,),
+                                                 warmup=7, epochs=1))
+    whole = train(settings(pictures, backend=backend), quiet)
+    part = train(settings(pictures, backend=backend, out=Path("run2"), max_minutes=0), quiet)
+    assert part.progress.step == 1
+    rest = train(settings(pictures, backend=backend, out=Path("run2"), resume=True, recipe=None,
+                          arch=None, scale=None), quiet)
+    for name, value in whole.net.parameters.items():
+        to_numpy = whole.net.backend.to_numpy
+        np.testing.assert_array_equal(to_numpy(rest.net.parameters[name]), to_numpy(value))
