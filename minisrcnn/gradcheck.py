@@ -47,6 +47,7 @@ has its conjugate), so that ``y = A x`` has ``dx = A^H dy``.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import math
@@ -684,33 +685,41 @@ class _Layer:
         return self.layer.backward(*dys, *(xs if required >= len(dys) + len(xs) else ()))
 
     def forward(self, *args: Any) -> tuple[Any, list[Any]]:
+        """Run the layer; the arguments are its inputs and then its parameters."""
         xs, values = args[:len(self.inputs)], args[len(self.inputs):]
-        mine = list(self.own.values())
-        if any(str(a.dtype) != str(b.dtype) for a, b in zip(values, mine, strict=True)):
-            _replace(self.layer, mine, values)  # complex numbers do not fit into its arrays
-            try:
-                return self._split(self._forward(*xs))[0], []
-            finally:
-                _replace(self.layer, values, mine)
-        for target, value in zip(mine, values, strict=True):
-            _write(target, value)
-        ys, cache = self._split(self._forward(*xs))
-        for target, value in zip(values, mine, strict=True):
-            _write(target, value)  # if the layer wrote to its parameters, let it be seen
+        with self._holding(values):
+            ys, cache = self._split(self._forward(*xs))
         return ys, [cache, xs, values]
 
     def backward(self, dy: Any, kept: list[Any]) -> dict[str, Any]:
+        """Return the gradients of inputs and parameters by name."""
         cache, xs, values = kept
-        result = self._call_backward(dy, cache, xs)
-        grads = self._from_result(result)
-        for key in self.own:
-            if key not in grads:
-                beside = _gradient_beside(self.layer, key, list(self.own).index(key))
-                if beside is not None:
-                    grads[key] = beside
-        for target, value in zip(self.own.values(), values, strict=True):
-            _write(target, value)
+        with self._holding(values):
+            result = self._call_backward(dy, cache, xs)
+            grads = self._from_result(result)
+            for place, key in enumerate(self.own):
+                if key not in grads:
+                    beside = _gradient_beside(self.layer, key, place)
+                    if beside is not None:
+                        grads[key] = beside
         return grads
+
+    @contextlib.contextmanager
+    def _holding(self, values: Sequence[Any]) -> Iterator[None]:
+        """Let the layer have these parameters for a while; if it writes to them, let it be seen."""
+        mine = list(self.own.values())
+        if any(str(a.dtype) != str(b.dtype) for a, b in zip(values, mine, strict=True)):
+            _replace(self.layer, mine, values)  # another type doesn't fit into its arrays
+            try:
+                yield
+            finally:
+                _replace(self.layer, values, mine)
+            return
+        for target, value in zip(mine, values, strict=True):
+            _write(target, value)
+        yield
+        for target, value in zip(values, mine, strict=True):
+            _write(target, value)
 
     def _from_result(self, result: Any) -> dict[str, Any]:
         """Name what ``backward`` returned."""
@@ -1735,6 +1744,12 @@ def _shift(x: Array, t: float, direction: int | Array) -> Array:
     return y
 
 
+def _last_bit(a: Array, eps: float, rng: np.random.Generator) -> Array:
+    """Return numbers that differ in their last bit, up or down at random."""
+    change = np.where(np.isfinite(a), a, 0) * eps * (rng.integers(0, 2, a.shape) * 2 - 1)
+    return np.asarray(a + change, a.dtype)
+
+
 def _vector(direction: int | Array, size: int) -> Array:
     if isinstance(direction, (int, np.integer)):
         v = np.zeros(size)
@@ -2126,9 +2141,7 @@ class _Check:
             rng = _rng(self.seed, "last bit", attempt)
             moved = {}
             for key in self.prepared.wrt:
-                a = wide[key]
-                sign = rng.integers(0, 2, a.shape) * 2 - 1
-                moved[key] = np.asarray(a + eps * a * sign, a.dtype)
+                moved[key] = _last_bit(wide[key], eps, rng)
             convert = _identity if self.oracle else self.pair.asarray
             with np.errstate(all="ignore"):
                 y = self._f(point.given | {k: convert(a) for k, a in moved.items()})[:, 0]
@@ -2549,7 +2562,7 @@ def _tolerance(
     """Return the largest error that passes for each entry, and which entries can be judged.
 
     A kink excludes an entry; the noise of forward widens its tolerance, unless it is fixed. So do
-    many small kinks where all but nothing else is left, as in a loss of thousands of ReLUs.
+    many small kinks in a single number, such as a loss of thousands of ReLUs.
     """
     shape = measured.slope.shape
     if _is_still(measured, alive):
@@ -2564,7 +2577,7 @@ def _tolerance(
     if not fixed:
         small = 4 * relative <= _LARGEST_RTOL
         trusted |= small & (measured.doubt <= 4 * measured.noise)
-        if responds.any() and trusted[responds].mean() < 0.5:
+        if shape[0] == 1 and responds.any() and trusted[responds].mean() < 0.5:
             trusted |= small
     trusted &= alive[:, None]
     return np.where(trusted, np.maximum(rtol, 4 * relative), rtol), trusted
@@ -2841,9 +2854,7 @@ class _Judge(_Check):
                 rng = _rng(self.seed, "noise", attempt)
                 moved = dict(point.values)
                 for name in self.prepared.wrt:
-                    a = moved[name]
-                    moved[name] = np.asarray(a + eps * a * (rng.integers(0, 2, a.shape) * 2 - 1),
-                                             a.dtype)
+                    moved[name] = _last_bit(moved[name], eps, rng)
                 apart = self.gradients(moved, [key], dy)[key] - right
                 worst = max(worst, _rms(apart) / (_rms(right) or 1.0))
         except Exception:

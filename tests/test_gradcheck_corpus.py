@@ -13,6 +13,7 @@ def test_right_functions_pass(name, dtype):
     assert report.ok, str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_right_functions_pass_by_projection_with_any_seed(name):
     for seed in (1, 2):
@@ -26,7 +27,8 @@ def test_the_corpus_is_large():
     assert len(MUTANTS) >= 100
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", [
+    "float64", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "what"), MUTANTS)
 def test_every_mutant_fails(name, what, dtype):
     case = FAMILIES[name]
