@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numba
 import numpy as np
 import oracles
@@ -61,6 +63,39 @@ def test_arguments_are_left_alone_and_may_be_read_only():
         results(single, *arrays)
         for a, old in zip(arrays, before, strict=True):
             np.testing.assert_array_equal(a, old)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 61, 300, 20, 5, 3), (1, 18, 40, 45, 17, 3, 3),
+                                   (1, 2, 50, 270, 18, 9, 9), (2, 40, 23, 21, 1, 5, 5)])
+def test_large_images_are_cut_into_pieces(shape, monkeypatch):
+    arrays = oracles.draw(shape, "float32")
+    whole = results(single, *arrays)
+    monkeypatch.setattr(single, "_LARGE", 1000)
+    monkeypatch.setattr(single, "_PIECE", 20000)
+    cuts = []
+    cut = single.cut
+    monkeypatch.setattr(single, "cut", lambda *args: cuts.append(len(args[1])) or cut(*args))
+    for got, one, want in zip(results(single, *arrays), whole, oracles.all_three(*arrays),
+                              strict=True):
+        assert_close(got, want, "float32")
+        assert np.abs(got - one).max() <= 1e-5 * np.abs(want).max()
+    assert len(cuts) >= 3 and sum(cuts) > 6 * shape[0]
+
+
+def test_large_image_takes_little_memory_beside_the_result():
+    """Bytes at the peak, counted by tracemalloc, which NumPy's arrays report to."""
+    x = np.random.default_rng(0).random((1, 4, 700, 1100), np.float32)
+    w, b = np.ones((8, 4, 3, 3), np.float32), np.zeros(8, np.float32)
+    dy = np.ones((1, 8, 698, 1098), np.float32)
+    single.conv2d_forward(x[:, :, :8, :8].copy(), w, b)  # compiled before it is counted
+    for run, result in ((lambda: single.conv2d_forward(x, w, b), dy.nbytes),
+                        (lambda: single.conv2d_backward_input(dy, w), x.nbytes),
+                        (lambda: single.conv2d_backward_weight(x, dy), w.nbytes)):
+        tracemalloc.start()
+        run()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak - result < 45e6
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,6 +6,9 @@ in planes, except for layers with few filters. Threads take images as they becom
 summed in order of fixed chunks of images, so results do not depend on the number of threads.
 
 1x1 convolutions have no taps to be found and go another way, :mod:`.planes`.
+
+Large images are cut into pieces that fit the cache, a fixed number at a time: beside x and y a
+convolution takes some 30 MB, whatever the image, and all threads work on it.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from .chain import (
     weight_gradient,
 )
 from .layout import copy, load_pixels, store_planes
-from .plan import LAYER_TYPE, Method, aligned, plan_chain
+from .plan import LAYER_TYPE, Method, aligned, plan_chain, round_up
 from .workers import take_next
 
 Array = Any
@@ -35,6 +38,10 @@ Array = Any
 # Chunks of a batch with a weight gradient of their own: a constant, so that the sums do not depend
 # on the number of threads. Each costs its memory, which goes from core to core.
 CHUNKS = 16
+
+# Images with more numbers than this, x and y together, are cut into pieces of about that many;
+# pieces are a multiple of 4 high and wide, so that Winograd's tiles stay where they are.
+_LARGE, _PIECE = 1 << 22, 1 << 18
 
 
 @inner
@@ -136,6 +143,14 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
 def convolve(x: Array, w: Array, b: Array, pad_rows: int = 0, pad_columns: int = 0,
              winograd: bool = True) -> Array:
     """:func:`conv2d_forward` of x within a border of zeros, by the methods of :mod:`.plan`."""
+    height, width = x.shape[2] + 2 * pad_rows, x.shape[3] + 2 * pad_columns
+    how = convolve_pieces if is_large(w.shape, height, width) else convolve_whole
+    return how(x, w, b, pad_rows, pad_columns, winograd)
+
+
+def convolve_whole(x: Array, w: Array, b: Array, pad_rows: int, pad_columns: int,
+                   winograd: bool) -> Array:
+    """:func:`convolve`, image by image."""
     N, name = x.shape[0], x.dtype.name
     height, width = x.shape[2] + 2 * pad_rows, x.shape[3] + 2 * pad_columns
     plan = plan_chain((w.shape,), height, width, w.itemsize, planar=True, winograd=winograd)
@@ -161,9 +176,11 @@ def gradient_of_input(dy: Array, w: Array, winograd: bool = True) -> Array:
     F, C, KH, KW = w.shape
     N, name = dy.shape[0], dy.dtype.name
     height, width = dy.shape[2] + KH - 1, dy.shape[3] + KW - 1
+    flipped = np.ascontiguousarray(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
+    if is_large(w.shape, height, width):
+        return convolve(dy, flipped, np.zeros(C, w.dtype), KH - 1, KW - 1, winograd)
     plan = plan_chain((w.shape,), height, width, w.itemsize, winograd=winograd)
     if plan.packing[0].method != Method.WINOGRAD:
-        flipped = np.ascontiguousarray(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
         return convolve(dy, flipped, np.zeros(C, w.dtype), KH - 1, KW - 1, winograd=False)
     packed = aligned(1, plan.packed, w.dtype)[0]
     pack.compile(name)(w, np.zeros(F, w.dtype), *plan.packing[0]._replace(forward_at=-1), packed)
@@ -178,9 +195,16 @@ def gradient_of_input(dy: Array, w: Array, winograd: bool = True) -> Array:
 
 def gradient_of_weights(x: Array, dy: Array, winograd: bool = True) -> Array:
     """:func:`conv2d_backward_weight` by the methods of :mod:`.plan`."""
-    N, C, H, W = x.shape
+    _, C, H, W = x.shape
     _, F, OH, OW = dy.shape
     shape = (F, C, H - OH + 1, W - OW + 1)
+    how = sum_pieces if is_large(shape, H, W) else sum_whole
+    return how(x, dy, shape, winograd)
+
+
+def sum_whole(x: Array, dy: Array, shape: tuple[int, ...], winograd: bool) -> Array:
+    """:func:`gradient_of_weights`, image by image; ``shape`` is that of dw."""
+    (N, _, H, W), F = x.shape, shape[0]
     plan = plan_chain((shape,), H, W, x.itemsize, planar=True, winograd=winograd)
     chunks = -(-N // -(-N // CHUNKS))
     grads = aligned(chunks, plan.grads, x.dtype)
@@ -193,4 +217,61 @@ def gradient_of_weights(x: Array, dy: Array, winograd: bool = True) -> Array:
     add_chunks.compile(name)(grads)
     dw, db = np.empty(shape, x.dtype), np.empty(F, x.dtype)
     unpack.compile(name)(grads[0], plan.layers[0], dw, db)
+    return dw
+
+
+def is_large(kernel: tuple[int, ...], H: int, W: int) -> bool:
+    """Whether an image of that size is cut into pieces."""
+    F, C, KH, KW = kernel
+    return C * H * W + F * (H - KH + 1) * (W - KW + 1) > _LARGE
+
+
+def pieces(kernel: tuple[int, ...], N: int, OH: int, OW: int) -> tuple[int, int, list[Any]]:
+    """Return height and width of the pieces of y, and groups of them: image, row, column."""
+    F, C, KH, KW = kernel
+    width = min(round_up(OW, 4), 256)
+    height = _PIECE // ((C + F) * (width + KW - 1)) - KH + 1
+    height = max(4, min(round_up(OH, 4), height // 4 * 4))
+    places = [(n, i, j) for n in range(N)
+              for i in range(0, OH, height) for j in range(0, OW, width)]
+    return height, width, [places[k:k + CHUNKS] for k in range(0, len(places), CHUNKS)]
+
+
+def cut(x: Array, places: list[Any], height: int, width: int) -> Array:
+    """Return pieces of the images x; what lies outside of them is zero."""
+    _, C, H, W = x.shape
+    parts = np.zeros((len(places), C, height, width), x.dtype)
+    for part, (n, i, j) in zip(parts, places, strict=True):
+        top, left = max(i, 0), max(j, 0)
+        inside = x[n, :, top:min(i + height, H), left:min(j + width, W)]
+        part[:, top - i:top - i + inside.shape[1], left - j:left - j + inside.shape[2]] = inside
+    return parts
+
+
+def convolve_pieces(x: Array, w: Array, b: Array, pad_rows: int, pad_columns: int,
+                    winograd: bool) -> Array:
+    """:func:`convolve`, piece by piece."""
+    N, _, H, W = x.shape
+    F, _, KH, KW = w.shape
+    OH, OW = H + 2 * pad_rows - KH + 1, W + 2 * pad_columns - KW + 1
+    y = np.empty((N, F, OH, OW), x.dtype)
+    height, width, groups = pieces(w.shape, N, OH, OW)
+    for group in groups:
+        corners = [(n, i - pad_rows, j - pad_columns) for n, i, j in group]
+        parts = convolve_whole(cut(x, corners, height + KH - 1, width + KW - 1), w, b, 0, 0,
+                               winograd)
+        for part, (n, i, j) in zip(parts, group, strict=True):
+            place = y[n, :, i:i + height, j:j + width]
+            place[:] = part[:, :place.shape[1], :place.shape[2]]
+    return y
+
+
+def sum_pieces(x: Array, dy: Array, shape: tuple[int, ...], winograd: bool) -> Array:
+    """:func:`gradient_of_weights`, piece by piece, added up in order."""
+    _, _, KH, KW = shape
+    height, width, groups = pieces(shape, len(x), *dy.shape[2:])
+    dw = np.zeros(shape, x.dtype)
+    for group in groups:
+        dw += sum_whole(cut(x, group, height + KH - 1, width + KW - 1),
+                        cut(dy, group, height, width), shape, winograd)
     return dw

@@ -113,6 +113,7 @@ def sgd_update(
     check_same_shape(param=param, grad=grad)
     check_number("lr", lr, 0.0)
     check_number("momentum", momentum, 0.0, 1.0)
+    check_writable(param=param)
     if velocity is None:
         if momentum != 0:
             raise ValueError(f"velocity is None, want an array of shape {param.shape}: "
@@ -121,6 +122,7 @@ def sgd_update(
     check_array("velocity", velocity, None, accepts)
     check_same_dtype(param=param, velocity=velocity)
     check_same_shape(param=param, velocity=velocity)
+    check_writable(velocity=velocity)
 
 
 def adam_update(
@@ -131,6 +133,7 @@ def adam_update(
     for name, array in (("param", param), ("grad", grad), ("m", m), ("v", v)):
         check_array(name, array, None, accepts)
     check_same_dtype(param=param, grad=grad, m=m, v=v)
+    check_writable(param=param, m=m, v=v)
     for name, array in (("grad", grad), ("m", m), ("v", v)):
         check_same_shape(**{"param": param, name: array})
     check_integer("step", step)
@@ -239,6 +242,13 @@ def check_array(name: str, a: Any, dims: tuple[str, ...] | None, accepts: Accept
     if accepts.contiguous and not a.flags.c_contiguous:
         raise ValueError(f"{name} has shape {a.shape} and strides {a.strides}, want a "
                          "C-contiguous array (numpy.ascontiguousarray makes one)")
+
+
+def check_writable(**arrays: Any) -> None:
+    """Refuse arrays that are to be changed in place and cannot be."""
+    for name, array in arrays.items():
+        if not getattr(array.flags, "writeable", True):  # CuPy's have no such flag
+            raise ValueError(f"{name} is read-only, want an array that can be changed in place")
 
 
 def check_same_dtype(**arrays: Any) -> None:
