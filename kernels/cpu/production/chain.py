@@ -19,7 +19,7 @@ from ..jit import const, inner, kernel, once
 from ..simd import lanes
 from . import winograd, winograd1d
 from .layout import load_pixels
-from .plan import LAYER_TYPE, Method
+from .plan import LAYER, Method
 from .tile import SLACK, dots, product
 from .workers import take_next
 
@@ -254,7 +254,7 @@ def train_patch(x, t, n, scale, layers, tables, packed, s, grads):
 
 
 @kernel(
-    lambda t: (const(t, 1), const(t, 1), types.int64, t, const(LAYER_TYPE, 1),
+    lambda t: (const(t, 1), const(t, 1), types.int64, t, const(types.int64, 1),
                types.int64[::1], t[::1], t[::1], t[:, ::1], types.float64[::1],
                types.int64[::1])
 )
@@ -282,13 +282,13 @@ def train(x, t, N, scale, layers, tables, packed, scratch, grads, losses, counte
     counter : (1,) int64 array
         The next chunk to be taken, by whichever thread comes first; zero at first.
     """
-    chunks = grads.shape[0]
+    chunks, records = grads.shape[0], layers.view(LAYER)
     size = (N + chunks - 1) // chunks
     chunk = take_next(counter)
     while chunk < chunks:
         loss = 0.0
         for n in range(chunk * size, min((chunk + 1) * size, N)):
-            loss += train_patch(x, t, n, scale, layers, tables, packed, scratch,
+            loss += train_patch(x, t, n, scale, records, tables, packed, scratch,
                                 grads[chunk])
         losses[chunk] = loss
         chunk = take_next(counter)
@@ -302,9 +302,10 @@ def add_chunks(grads):
             grads[0, j] += grads[i, j]
 
 
-@kernel(lambda t: (const(t, 1), LAYER_TYPE, t[:, :, :, ::1], t[::1]))
-def unpack(grads, layer, dw, db):
-    """Copy a layer's gradients from the layout of the tiles to dw (F,C,KH,KW) and db (F,)."""
+@kernel(lambda t: (const(t, 1), const(types.int64, 1), types.int64, t[:, :, :, ::1], t[::1]))
+def unpack(grads, layers, i, dw, db):
+    """Copy layer i's gradients from the layout of the tiles to dw (F,C,KH,KW) and db (F,)."""
+    layer = layers.view(LAYER)[i]
     at, ldx, ldy = layer.dw_at, layer.x_stride, layer.y_stride
     for f in range(layer.F):
         db[f] = grads[layer.db_at + f]

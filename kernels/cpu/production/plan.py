@@ -15,7 +15,6 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from ..simd import lanes
@@ -90,7 +89,6 @@ def record_dtype(fields: type[NamedTuple]) -> np.dtype[Any]:
 
 
 LAYER = record_dtype(Layer)
-LAYER_TYPE = numba.from_dtype(LAYER)
 
 
 class Packing(NamedTuple):
@@ -105,7 +103,11 @@ class Packing(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Layers (one record each), index tables, and how many floats each kind of array needs."""
+    """Layers, index tables, and how many floats each kind of array needs.
+
+    ``layers`` is one `LAYER` record each, as a flat array of int64: Numba takes 20 microseconds to
+    find out the type of an array of records, so it is viewed as such in compiled code only.
+    """
 
     layers: Any
     packing: tuple[Packing, ...]
@@ -285,9 +287,10 @@ def plan_chain(
     room = {"x_points_at": scratch.take(max(x for x, _ in points)),
             "y_points_at": scratch.take(max(y for _, y in points))}
     rows = [Layer(**{**dict.fromkeys(Layer._fields, 0), **layer, **room}) for layer in layers]
-    packing = tuple(Packing(*(getattr(row, name) for name in Packing._fields)) for row in rows)
-    return Plan(np.array(rows, LAYER), packing, np.concatenate(tables.pieces), scratch.size,
-                packed.size, grads.size)
+    packing = tuple(Packing(*(int(getattr(row, name)) for name in Packing._fields))
+                    for row in rows)
+    return Plan(np.array(rows, np.int64).ravel(), packing, np.concatenate(tables.pieces),
+                scratch.size, packed.size, grads.size)
 
 
 def aligned(rows: int, columns: int, dtype: Any) -> Any:

@@ -30,7 +30,7 @@ from .chain import (
     weight_gradient,
 )
 from .layout import copy, load_pixels, store_planes
-from .plan import LAYER_TYPE, Method, aligned, plan_chain, round_up
+from .plan import LAYER, Method, aligned, plan_chain, round_up
 from .workers import take_next
 
 Array = Any
@@ -68,11 +68,11 @@ def load_image(x, first, rows, columns, pad_rows, pad_columns, layer, s):
 
 
 @kernel(lambda t: (const(t, 1), t[::1], types.int64, types.int64, types.int64,
-                   const(LAYER_TYPE, 1), types.int64[::1], t[::1], t[::1],
+                   const(types.int64, 1), types.int64[::1], t[::1], t[::1],
                    types.int64[::1]))
 def forward(x, y, N, pad_rows, pad_columns, layers, tables, packed, s, counter):
     """Fill y from x, both flat NCHW; x within a border of zeros. Rest as `chain.train`."""
-    layer = layers[0]
+    layer = layers.view(LAYER)[0]
     rows, columns = layer.H - 2 * pad_rows, layer.W - 2 * pad_columns
     n = take_next(counter)
     while n < N:
@@ -83,11 +83,11 @@ def forward(x, y, N, pad_rows, pad_columns, layers, tables, packed, s, counter):
         n = take_next(counter)
 
 
-@kernel(lambda t: (const(t, 1), t[::1], types.int64, const(LAYER_TYPE, 1),
+@kernel(lambda t: (const(t, 1), t[::1], types.int64, const(types.int64, 1),
                    types.int64[::1], t[::1], t[::1], types.int64[::1]))
 def backward_input(dy, dx, N, layers, tables, packed, s, counter):
     """Fill dx from dy, both flat NCHW; the rest as for `chain.train`."""
-    layer = layers[0]
+    layer = layers.view(LAYER)[0]
     size, pixels = layer.OH * layer.OW, layer.H * layer.W
     n = take_next(counter)
     while n < N:
@@ -97,11 +97,11 @@ def backward_input(dy, dx, N, layers, tables, packed, s, counter):
         n = take_next(counter)
 
 
-@kernel(lambda t: (const(t, 1), const(t, 1), types.int64, const(LAYER_TYPE, 1),
+@kernel(lambda t: (const(t, 1), const(t, 1), types.int64, const(types.int64, 1),
                    types.int64[::1], t[::1], t[:, ::1], types.int64[::1]))
 def backward_weight(x, dy, N, layers, tables, s, grads, counter):
     """Each chunk's dw and db in the layout of the tiles; grads (chunks, ...) starts as zeros."""
-    layer = layers[0]
+    layer = layers.view(LAYER)[0]
     chunks = grads.shape[0]
     size = (N + chunks - 1) // chunks
     chunk = take_next(counter)
@@ -216,7 +216,7 @@ def sum_whole(x: Array, dy: Array, shape: tuple[int, ...], winograd: bool) -> Ar
                                             counter), len(scratch))
     add_chunks.compile(name)(grads)
     dw, db = np.empty(shape, x.dtype), np.empty(F, x.dtype)
-    unpack.compile(name)(grads[0], plan.layers[0], dw, db)
+    unpack.compile(name)(grads[0], plan.layers, 0, dw, db)
     return dw
 
 

@@ -16,10 +16,9 @@ does not depend on the strips, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numba import types
 
@@ -72,11 +71,10 @@ class RingLayer(NamedTuple):
 
 
 RING_LAYER = record_dtype(RingLayer)
-RING_LAYER_TYPE = numba.from_dtype(RING_LAYER)
 
 
 class WholePlan(NamedTuple):
-    """Layers (one record each), and how many numbers each kind of array needs."""
+    """Layers (`RING_LAYER`, see `plan.Plan`), and how many numbers each kind of array needs."""
 
     layers: Any
     packing: tuple[Packing, ...]
@@ -85,7 +83,8 @@ class WholePlan(NamedTuple):
     packed: int
 
 
-def plan_whole(kernels: Sequence[Kernel], strip_width: int, itemsize: int) -> WholePlan:
+@lru_cache(maxsize=64)
+def plan_whole(kernels: tuple[Kernel, ...], strip_width: int, itemsize: int) -> WholePlan:
     """Plan the rings for strips of up to ``strip_width`` output pixels; see `plan.plan_chain`.
 
     The tables have room for the offsets of the taps, which change from row to row.
@@ -119,9 +118,9 @@ def plan_whole(kernels: Sequence[Kernel], strip_width: int, itemsize: int) -> Wh
         most_taps = max(most_taps, KH * KW * (x_stride // V if method == Method.DOTS else C))
     x_points_at, y_points_at = scratch.take(x_points), scratch.take(y_points)
     layers = [layer._replace(x_points_at=x_points_at, y_points_at=y_points_at) for layer in layers]
-    packing = tuple(Packing(layer.method, layer.x_stride, layer.y_stride, layer.forward_at, -1,
-                            layer.bias_at) for layer in layers)
-    return WholePlan(np.array(layers, RING_LAYER), packing,
+    packing = tuple(Packing(int(layer.method), layer.x_stride, layer.y_stride, layer.forward_at,
+                            -1, layer.bias_at) for layer in layers)
+    return WholePlan(np.array(layers, np.int64).ravel(), packing,
                      max(pixels, TILES + SLACK) + most_taps, scratch.size, packed.size)
 
 
@@ -297,7 +296,7 @@ def predict_strip(image, y, H, W, top, bottom, left, right, layers, packed, s, t
 
 @kernel(
     lambda t: (const(t, 1), t[::1], types.int64, types.int64, types.int64, types.int64,
-               const(RING_LAYER_TYPE, 1), t[::1], t[::1], types.int64[::1], types.int64[::1])
+               const(types.int64, 1), t[::1], t[::1], types.int64[::1], types.int64[::1])
 )
 def predict(image, y, H, W, strip_height, strip_width, layers, packed, scratch, tables, counter):
     """Work of one thread: run the chain over the strips it gets hold of.
@@ -310,7 +309,7 @@ def predict(image, y, H, W, strip_height, strip_width, layers, packed, scratch, 
         Size of the image.
     strip_height, strip_width : int
         Output pixels of a strip, which is what one thread does at a time.
-    layers : RING_LAYER array
+    layers : int64 array
         From :func:`plan_whole`, for this ``strip_width``.
     packed : array
         Parameters, see `chain.pack`.
@@ -319,14 +318,14 @@ def predict(image, y, H, W, strip_height, strip_width, layers, packed, scratch, 
     counter : (1,) int64 array
         The next strip to be taken, by whichever thread comes first; zero at first.
     """
-    across = (W + strip_width - 1) // strip_width
+    records, across = layers.view(RING_LAYER), (W + strip_width - 1) // strip_width
     strips = across * ((H + strip_height - 1) // strip_height)
     strip = take_next(counter)
     while strip < strips:
         top, left = strip // across * strip_height, strip % across * strip_width
         predict_strip(image, y, H, W, top, min(top + strip_height, H),
                       left, min(left + strip_width, W),
-                      layers, packed, scratch, tables)
+                      records, packed, scratch, tables)
         strip = take_next(counter)
 
 

@@ -193,8 +193,8 @@ def chain_loss_and_gradients(
     chain.add_chunks.compile(name)(partial)
     grads = {key: np.empty_like(value) for key, value in params.items()}
     new = list(grads.values())
-    for layer, dw, db in zip(plan.layers, new[::2], new[1::2], strict=True):
-        chain.unpack.compile(name)(partial[0], layer, dw, db)
+    for i, (dw, db) in enumerate(zip(new[::2], new[1::2], strict=True)):
+        chain.unpack.compile(name)(partial[0], plan.layers, i, dw, db)
     return float(losses.sum()) / t.size, grads
 
 
@@ -229,7 +229,7 @@ def _predict(
     H, W = image.shape[1:]
     threads = workers.get_threads()
     height, width = tile or whole.strip_size((H, W), threads)
-    plan = whole.plan_whole([w.shape for w, _ in pairs], min(width, W), image.itemsize)
+    plan = whole.plan_whole(tuple(w.shape for w, _ in pairs), min(width, W), image.itemsize)
     strips = -(-H // height) * -(-W // width)
     threads = min(threads, strips)
     y = np.empty((pairs[-1][0].shape[0], H, W), image.dtype)
