@@ -56,7 +56,8 @@ class Settings:
     budget : float
         Seconds for the turns of one implementation at one case; slow ones get fewer, but three.
     limit : float
-        Seconds of a call beyond which a case is skipped, but for our production backend.
+        Seconds of a call beyond which a case is skipped, but for our production backend; a quarter
+        of it for lessons.
     seed : int
         Of the order of the turns.
     time_limit : float
@@ -252,9 +253,11 @@ class Director:
 
     def _prepare(self, case: Case, side: Side, want: Path) -> dict[str, Any]:
         expected = side.rate.get(case.group, 0) * case.mflop * 1e-3
-        if expected > self.settings.limit and side.implementation.name != "production":
+        kind = side.implementation.kind
+        limit = self.settings.limit / (4 if kind in ("lesson", "textbook") else 1)
+        if expected > limit and side.implementation.name != "production":
             return {"status": "skipped", "reason": f"a call would take about {expected:.1f} s, "
-                    f"limit {self.settings.limit:g}"}
+                    f"limit {limit:.1f}"}
         reply = self._worker(side).ask("prepare", case=cases.to_json(case), want=str(want))
         if reply["status"] == "ok" and (reply["threads"] or 0) > self.settings.threads + 0.3:
             return {"status": "failed", "reason": f"it used {reply['threads']:.1f} processors, "

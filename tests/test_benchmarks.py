@@ -514,4 +514,4 @@ def test_a_session_goes_on_after_a_failure(tmp_path, monkeypatch):
 
 
 def test_the_limits_of_a_session_are_under_ten_minutes():
-    assert sum(p.limit for p in gpu_session.parts(Path("x"), "cupy", "")) < 660
+    assert sum(p.limit for p in gpu_session.parts(Path("x"), "cupy", "")) < 600
