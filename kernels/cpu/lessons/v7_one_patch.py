@@ -13,7 +13,7 @@ So the loops change places, the patches outside and the layers inside:
 
 Nothing is transposed between layers either; x and y, of one channel, have nothing to transpose.
 The tile is that of lesson 6, on [pixel][channel], filters padded to whole pairs of vectors. So is
-conv3's way with its one filter: a 1x1 convolution with the 25 taps as filters, then added up.
+conv3 with its one filter: a 1x1 convolution with the 25 taps as filters, then added up.
 """
 
 from __future__ import annotations

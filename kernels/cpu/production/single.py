@@ -5,7 +5,7 @@ them; they are transposed on their way (:mod:`.layout`). Of x it reads single nu
 in planes, except for layers with few filters. Threads take images as they become free; dw is
 summed in order of fixed chunks of images, so results do not depend on the number of threads.
 
-1x1 convolutions have no taps to be found and go another way, :mod:`.planes`.
+1x1 convolutions have no taps to be found: they are computed by :mod:`.planes`.
 
 Large images are cut into pieces that fit the cache, a fixed number at a time: beside x and y a
 convolution takes some 30 MB, whatever the image, and all threads work on it.
