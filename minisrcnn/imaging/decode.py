@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MinisrcnnError, reason
+from .ifd import byte_order
 from .metadata import DESCRIBING, STORING, Metadata, exif_of_tiff, exif_orientation
 
 READABLE = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG",
@@ -329,6 +330,9 @@ def _metadata(picture: Picture, file: Any, source: Any) -> Metadata:
                            else str(comment)).rstrip("\0")
     if isinstance(exif, bytes) and exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
+    if isinstance(exif, bytes) and exif and byte_order(exif) is None:
+        picture.note("EXIF is damaged and not kept")
+        exif = None
     profile = info.get("icc_profile")
     return Metadata(
         profile=profile if isinstance(profile, bytes) and profile else None,

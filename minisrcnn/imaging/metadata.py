@@ -114,7 +114,8 @@ def edit_exif(exif: bytes, W: int, H: int, dpi_factor: float = 1) -> bytes:
     for place in _places(exif):
         order = place.order
         number = {_ORIENTATION: 1, _WIDTH: W, _HEIGHT: H}.get(place.tag)
-        if number is not None and place.kind in (SHORT, LONG) and place.count == 1:
+        if number is not None and place.kind in (SHORT, LONG) and (
+                place.count == 1 or place.tag == _ORIENTATION):
             kind = LONG if number > 0xFFFF else place.kind
             struct.pack_into(order + "H", data, place.at + 2, kind)
             data[place.at + 8 : place.at + 12] = struct.pack(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MinisrcnnError
+from ..errors import MinisrcnnError, reason
 from .jpeg import jpeg_cannot_hold, write_jpeg
 from .metadata import Metadata
 from .pages import Page, whole
@@ -112,6 +113,8 @@ def lost(kind: Format, metadata: Metadata, page: Page, frames: int, animated: bo
         names.add("more than 8 bits")
     if page.channels > 2 and kind.name == "GIF":
         names.add("more than 256 colours")
+    if page.channels in (2, 4) and kind.name == "GIF":
+        names.add("more than one bit of transparency")
     if page.channels > 2 and "colour" not in kind.holds:
         names.add("colour")
     if frames > 1 and ("animation" if animated else "pages") not in kind.holds:
@@ -187,6 +190,8 @@ def _by_pillow(
         options["dpi"] = metadata.dpi
     if kind.quality:
         options["quality"] = quality or QUALITY
+    if kind.name in ("AVIF", "HEIF"):  # colours are not subsampled
+        options |= {"subsampling": "4:4:4"} if kind.name == "AVIF" else {"chroma": 444}
     if kind.name == "WEBP" and quality is None:
         options |= {"lossless": True, "quality": 60, "exact": True}
     if kind.name == "GIF" and "Comment" in metadata.text:
@@ -204,7 +209,10 @@ def _by_pillow(
                 options["loop"] = max(loop - 1, 0)
     if suffix == ".pgm" and first.mode != "L":
         raise MinisrcnnError(".pgm holds no colour; use .png or .ppm")
-    first.save(file, kind.name, **options)
+    try:
+        first.save(file, kind.name, **options)
+    except (ValueError, SyntaxError, RuntimeError, struct.error) as error:
+        raise MinisrcnnError(f"{kind.name} cannot be written ({reason(error)})") from error
 
 
 def _plain(pixels: NDArray[Any]) -> NDArray[Any]:
