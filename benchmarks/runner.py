@@ -8,6 +8,7 @@ that no idle thread can take a core from who has. All are bound to the same proc
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +104,7 @@ class Worker:
                    "--clock", settings.clock, *(["--emulated"] if side.emulated else [])]
         for file in side.files:
             command += ["--with", str(file)]
-        bind = {"preexec_fn": lambda: os.sched_setaffinity(0, cpus)} if hasattr(
-            os, "sched_setaffinity") else {}
+        bind = {"preexec_fn": partial(_bind, cpus)} if sys.platform == "linux" else {}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=machine.ROOT,
             env=environment, start_new_session=True, text=True, **bind)
@@ -331,6 +332,12 @@ def select(chosen: Sequence[Case], sides: Sequence[Side], pattern: str,
              and wanted.search(f"{c.suite} {c.label} {s.name}")]
     return ([c for c in chosen if any(c is p for p, _ in pairs)],
             [s for s in sides if any(s is p for _, p in pairs)])
+
+
+def _bind(cpus: list[int]) -> None:
+    """Bind a new process to processors and to our life: a stopped one sees no pipe close."""
+    os.sched_setaffinity(0, cpus)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _like(row: Row, timing: str, samples: list[list[float]]) -> Row:

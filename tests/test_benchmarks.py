@@ -10,8 +10,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +171,32 @@ def test_who_has_no_turn_is_stopped_and_all_have_the_same_processors(tmp_path):
         assert worker.ask("hello")["reason"] == "its process ended (SIGKILL)"
     finally:
         worker.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends processes with their parent")
+def test_stopped_processes_end_with_the_one_that_directs_them(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from benchmarks import registry, runner
+side = runner.Side(registry.all_implementations()["numpy"], "numpy")
+worker = runner.Worker(side, runner.Settings(threads=1), Path("."), sys.stderr)
+worker.ask("hello")
+print(worker.process.pid, flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}) as director:
+        pid = int(director.stdout.readline())
+        director.kill()
+    for _ in range(1000):
+        place = Path(f"/proc/{pid}/stat")
+        if not place.exists() or place.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("a stopped process outlived the one that directs it")
 
 
 def test_every_column_can_be_listed(capsys):
