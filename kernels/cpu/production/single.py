@@ -31,6 +31,7 @@ from .chain import (
 )
 from .layout import copy, load_pixels, store_planes
 from .plan import LAYER, Method, aligned, plan_chain, round_up
+from .winograd import outputs
 from .workers import take_next
 
 Array = Any
@@ -176,12 +177,11 @@ def gradient_of_input(dy: Array, w: Array, winograd: bool = True) -> Array:
     F, C, KH, KW = w.shape
     N, name = dy.shape[0], dy.dtype.name
     height, width = dy.shape[2] + KH - 1, dy.shape[3] + KW - 1
-    flipped = np.ascontiguousarray(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
-    if is_large(w.shape, height, width):
+    winograd = winograd and outputs(F, C, KH, KW) > 0
+    if not winograd or is_large(w.shape, height, width):
+        flipped = np.ascontiguousarray(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
         return convolve(dy, flipped, np.zeros(C, w.dtype), KH - 1, KW - 1, winograd)
-    plan = plan_chain((w.shape,), height, width, w.itemsize, winograd=winograd)
-    if plan.packing[0].method != Method.WINOGRAD:
-        return convolve(dy, flipped, np.zeros(C, w.dtype), KH - 1, KW - 1, winograd=False)
+    plan = plan_chain((w.shape,), height, width, w.itemsize)
     packed = aligned(1, plan.packed, w.dtype)[0]
     pack.compile(name)(w, np.zeros(F, w.dtype), *plan.packing[0]._replace(forward_at=-1), packed)
     scratch = aligned(min(workers.get_threads(), N), plan.scratch, w.dtype)
