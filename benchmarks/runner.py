@@ -40,7 +40,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA
             "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS")
 INTERRUPTED = "the rest"
 _PATIENCE = 180.0         # seconds for one answer of a worker
-_CALIBRATION = 400_000    # rounds of the loop of multiply-adds: about 4 ms
+_CALIBRATION = 2_500_000  # rounds of the loop of multiply-adds: about 4 ms
 
 
 @dataclass(frozen=True)
