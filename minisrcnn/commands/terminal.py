@@ -148,11 +148,13 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    terminal = console(stderr=True)
+    if not terminal.is_terminal:  # where a disabled bar of rich before 15 prints an empty line
+        yield lambda done, total: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(),
                TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
-    terminal = console(stderr=True)
-    with Progress(*columns, console=terminal, transient=True,
-                  disable=not terminal.is_terminal) as progress:
+    with Progress(*columns, console=terminal, transient=True) as progress:
         task = progress.add_task(escape(title), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
