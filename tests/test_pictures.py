@@ -21,7 +21,7 @@ from minisrcnn import MinisrcnnError
 from minisrcnn.checkpoint import save_model
 from minisrcnn.imaging.metadata import edit_exif, exif_orientation
 from minisrcnn.upscale.batch import Manifest, run_jobs, shard_of
-from minisrcnn.upscale.plan import Job, find_sources, make_plan, shard
+from minisrcnn.upscale.plan import Job, find_sources, make_plan
 from minisrcnn.upscale.run import Options, upscale_file
 
 pytest.importorskip("numba", reason="the network is Numba's")
@@ -172,9 +172,17 @@ def test_limits_are_known_before_the_work(tmp_path):
 # --- batches -------------------------------------------------------------------------------------
 
 
-def test_shards_are_disjoint_and_whole():
-    jobs = [Job(Path(f"{i}"), Path(f"{i}.png")) for i in range(11)]
-    parts = [shard(jobs, i, 3) for i in range(3)]
+def test_shards_are_disjoint_and_whole(tmp_path):
+    for i in range(11):
+        colours(i).save(tmp_path / f"{i}.png")
+    sources = find_sources([str(tmp_path)], False, [], [])
+    jobs = make_plan(sources, str(tmp_path / "o"), "").jobs
+    parts = []
+    for i in range(3):  # results that come meanwhile change nothing
+        made = make_plan(sources, str(tmp_path / "o"), "", part=(i, 3))
+        parts.append(made.jobs + made.existing)
+        for job in parts[-1][::2]:
+            job.target.write_bytes(b"x")
     assert sorted(itertools.chain(*parts), key=str) == sorted(jobs, key=str)
     assert shard_of("1/3") == (1, 3) and shard_of(None, {}) == (0, 1)
     assert shard_of(None, {"PMI_RANK": "2", "PMI_SIZE": "4"}) == (2, 4)

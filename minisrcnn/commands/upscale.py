@@ -94,7 +94,6 @@ def upscale_command(
     from ..imaging.save import FORMATS
     from ..upscale.batch import shard_of
     from ..upscale.plan import find_sources, make_plan
-    from ..upscale.plan import shard as shard_jobs
     from ..upscale.run import Options
 
     if format is not None:
@@ -121,12 +120,12 @@ def upscale_command(
         load = functools.partial(load_networks, model, scale, backend)
         networks, scale = load_named(model, scale, backend)
         ending = suffix if suffix is not None else _default_suffix(scale, box)
-        plan = make_plan(sources, out, ending, format, skip_existing, overwrite)
-        todo = shard_jobs(plan.jobs, *part)
+        plan = make_plan(sources, out, ending, format, skip_existing, overwrite, part)
+        todo = plan.jobs
         for text in notes + plan.notes:
             note(text)
         if part[1] > 1:
-            note(f"Part {part[0]} of {part[1]}: {len(todo)} of {len(plan.jobs)} pictures.")
+            note(f"Part {part[0]} of {part[1]}: {len(todo)} of {len(sources)} pictures.")
         if dry_run:
             for job in todo:
                 print(printable(f"{job.source} -> {job.target}"))
@@ -138,7 +137,7 @@ def upscale_command(
             max_output=round(max_output * 1e6))
         announce_backend(networks(1)[0][0].backend, backend, note)
         outcomes = _run(todo, networks, load, options, jobs,
-                        _manifest_of(manifest, part), resume, as_json)
+                        _manifest_of(manifest, part), resume, as_json, plan.existing)
         if contact_sheet is not None:
             _sheet(contact_sheet, outcomes)
     failed = sum(outcome.error is not None for outcome in outcomes)
@@ -229,11 +228,11 @@ def _manifest_of(path: str | None, part: tuple[int, int]) -> Path | None:
 
 def _run(
     todo: list[Any], networks: Networks, load: Any, options: Any, jobs: int, path: Path | None,
-    resume: bool, as_json: bool,
+    resume: bool, as_json: bool, existing: list[Any],
 ) -> list[Outcome]:
-    from ..upscale.batch import Manifest, run_jobs, run_workers
+    from ..upscale.batch import Manifest, Outcome, run_jobs, run_workers
     from ..upscale.plan import STANDARD
-    from ..upscale.run import remove_leftovers
+    from ..upscale.run import Result, remove_leftovers
 
     manifest = Manifest(path) if path is not None else None
     if manifest is not None and resume:
@@ -244,6 +243,10 @@ def _run(
         todo = left
         for job in todo:
             remove_leftovers(job.target)
+        for job in existing:  # a kill came between the result and its line
+            if (str(job.source), str(job.target)) not in finished:
+                there = Result(str(job.source), str(job.target), notes=["was there"])
+                manifest.add(Outcome(job, there, None))
     outcomes: list[Outcome] = []
     if not todo:
         return outcomes

@@ -38,6 +38,7 @@ class Plan:
     """What is to be done, and what should be said before."""
 
     jobs: list[Job] = field(default_factory=list)
+    existing: list[Job] = field(default_factory=list)  # left out: their results are there
     notes: list[str] = field(default_factory=list)
 
 
@@ -83,6 +84,7 @@ def make_plan(
     format: str | None = None,
     skip_existing: bool = False,
     overwrite: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> Plan:
     """Name the result of every picture.
 
@@ -101,6 +103,8 @@ def make_plan(
         Whether pictures whose result exists are skipped even where they were named one by one.
     overwrite : bool
         Whether results that exist are replaced.
+    part : (int, int)
+        (I, N): every N-th picture from I on, whichever results exist by now.
 
     Raises
     ------
@@ -135,24 +139,19 @@ def make_plan(
             raise MinisrcnnError(f"{out}: cannot make this folder ({error.strerror})") from None
         _check_folder(Path(out))
     taken = {os.path.realpath(source.path): source.path for source in sources}
-    existing = 0
-    for source in sources:
+    index, count = part
+    for number, source in enumerate(sources):
         folder = source.path.parent if out is None else Path(out) / source.tree
         target = _free_name(source, folder, suffix, _ending(source, format, plan), taken, plan)
         taken[os.path.realpath(target)] = source.path
-        if target.exists() and not overwrite and (skip_existing or not source.asked):
-            existing += 1
+        if number % count != index:
             continue
-        plan.jobs.append(Job(source.path, target))
-    if existing:
-        plan.notes.append(f"Skipping {existing} pictures whose result exists "
+        there = target.exists() and not overwrite and (skip_existing or not source.asked)
+        (plan.existing if there else plan.jobs).append(Job(source.path, target))
+    if plan.existing:
+        plan.notes.append(f"Skipping {len(plan.existing)} pictures whose result exists "
                           "(--overwrite replaces them).")
     return plan
-
-
-def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
-    """Return every ``count``-th job from ``index`` (0 to count - 1) on: the same ones each time."""
-    return list(jobs[index::count])
 
 
 def _without_results(sources: Sequence[Source], suffix: str, plan: Plan) -> list[Source]:
