@@ -136,6 +136,7 @@ def test_helpers_of_an_interrupted_job_never_touch_the_next(monkeypatch):
             workers.run(gate.work, 2)
         monkeypatch.setattr(workers.time, "sleep", real_sleep)
 
+        run_add_one(np.zeros(3), 2)  # another one, so that all counters have had their turn
         done = np.zeros(10)
 
         def work(i, counter, gate=gate, done=done):
