@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +47,7 @@ def train_command(
     checkpoint is kept), 130 after Ctrl-C (all is saved; --resume goes on).
     """
     from ..training.loop import train
+    from ..training.ranks import find_ranks
     from ..training.settings import TrainSettings
     from ..training.state import TrainingFailedError, TrainingStoppedError, summary
 
@@ -52,6 +55,8 @@ def train_command(
         data=data, scale=scale, arch=arch, recipe=recipe, epochs=epochs, batch_size=batch_size,
         backend=backend, seed=seed, out=out, resume=resume, threads=threads,
         max_minutes=max_minutes)
+    if find_ranks().rank > 0:  # the first rank speaks for all
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         print(summary(train(settings)))
     except (TrainingFailedError, TrainingStoppedError) as error:

@@ -144,7 +144,10 @@ def cache_dir() -> Path:
         return Path(chosen).expanduser()
     import pooch
 
-    return Path(pooch.os_cache("minisrcnn"))
+    try:
+        return Path(pooch.os_cache("minisrcnn"))
+    except RuntimeError:  # a user without a home
+        return Path(os.sep, "nonexistent", "minisrcnn")
 
 
 def _places(data_dir: str | os.PathLike[str] | None) -> list[Path]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 from ..checkpoint import load_state, save_state
 from ..errors import MinisrcnnError
+from .ranks import Ranks
 from .settings import Plan, Say
 from .state import Progress
+
+T = TypeVar("T")
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 PREVIOUS_FILE = "checkpoint-previous.safetensors"
@@ -48,12 +52,25 @@ class Checkpoint:
     arrays: dict[str, NDArray[Any]]
 
 
+def _on_first_rank(method: Callable[..., T]) -> Callable[..., T]:
+    """Run a method on rank 0 alone; its result, or its error, is every rank's."""
+    @functools.wraps(method)
+    def call(self: RunFiles, *args: Any) -> T:
+        return self.ranks.run_on_first(lambda: method(self, *args))
+
+    return call
+
+
 class RunFiles:
-    """What a training writes while it runs; every failure is a :class:`MinisrcnnError`."""
+    """What a training writes while it runs; every failure is a :class:`MinisrcnnError`.
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    Of several ranks the first one writes.
+    """
 
+    def __init__(self, out: Path, ranks: Ranks | None = None) -> None:
+        self.out, self.ranks = out, ranks or Ranks()
+
+    @_on_first_rank
     def check_free(self) -> None:
         """Refuse a folder that holds anything but hidden files."""
         out = self.out
@@ -67,6 +84,7 @@ class RunFiles:
         except OSError as error:
             raise MinisrcnnError(f"{out}: cannot be read ({error.strerror})") from None
 
+    @_on_first_rank
     def make(self) -> None:
         """Make the folder."""
         try:
@@ -81,19 +99,24 @@ class RunFiles:
         import filelock
 
         lock = filelock.FileLock(self.out / LOCK_FILE, timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise MinisrcnnError(f"{self.out}: another training is writing to it: wait for its "
-                                 "end, or name another folder with --out") from None
-        except (OSError, NotImplementedError) as error:
-            raise MinisrcnnError(f"{self.out}: cannot be written to "
-                                 f"({getattr(error, 'strerror', None) or error})") from None
+
+        def acquire() -> None:
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise MinisrcnnError(f"{self.out}: another training is writing to it: wait for "
+                                     "its end, or name another folder with --out") from None
+            except (OSError, NotImplementedError) as error:
+                raise MinisrcnnError(f"{self.out}: cannot be written to "
+                                     f"({getattr(error, 'strerror', None) or error})") from None
+
+        self.ranks.run_on_first(acquire)
         try:
             yield
         finally:
             lock.release()
 
+    @_on_first_rank
     def tidy(self) -> None:
         """Remove what a run that was killed while it wrote left behind."""
         with contextlib.suppress(OSError):
@@ -101,6 +124,7 @@ class RunFiles:
                 if _LEFTOVER.fullmatch(path.name):
                     path.unlink()
 
+    @_on_first_rank
     def probe(self, size: int) -> None:
         """Write as much as the run will, ``size`` bytes, so that a full disk is found now."""
         probe = self.out / f".probe-{os.getpid()}.part"
@@ -117,6 +141,7 @@ class RunFiles:
             with contextlib.suppress(OSError):
                 probe.unlink()
 
+    @_on_first_rank
     def append(self, line: dict[str, Any]) -> int:
         """Add a line to the log, durably; return the length of the log."""
         data = (json.dumps(line) + "\n").encode()
@@ -130,6 +155,7 @@ class RunFiles:
             raise MinisrcnnError(f"{self.out / LOG_FILE}: cannot be written "
                                  f"({error.strerror})") from None
 
+    @_on_first_rank
     def cut_log(self, length: int, say: Say) -> int:
         """Cut the log back to ``length`` bytes, whole lines; return its length.
 
@@ -148,6 +174,7 @@ class RunFiles:
             raise MinisrcnnError(f"{log}: cannot be written ({error.strerror})") from None
         return kept
 
+    @_on_first_rank
     def read_log(self, say: Say) -> list[dict[str, Any]]:
         """Return the lines of the log; damaged ones are skipped with a warning."""
         log = self.out / LOG_FILE
@@ -164,6 +191,7 @@ class RunFiles:
                 say(f"{log}: line {number} is damaged; the report is made without it.")
         return lines
 
+    @_on_first_rank
     def save(self, checkpoint: Checkpoint) -> None:
         """Write the checkpoint, whole or not at all; the one before stays beside it."""
         path, previous = self.out / CHECKPOINT_FILE, self.out / PREVIOUS_FILE
@@ -182,11 +210,13 @@ class RunFiles:
             "checksum": str(checkpoint.checksum),
         })
 
+    @_on_first_rank
     def check_begun(self) -> None:
         """Refuse a folder without a checkpoint: there is nothing to go on with."""
         if not any((self.out / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_FILE)):
             raise MinisrcnnError(f"{self.out}: nothing to resume, there is no {CHECKPOINT_FILE}")
 
+    @_on_first_rank
     def load(self, say: Say) -> Checkpoint:
         """Read the checkpoint; where it is damaged or missing, the one before, with a warning."""
         path, previous = self.out / CHECKPOINT_FILE, self.out / PREVIOUS_FILE

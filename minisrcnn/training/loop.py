@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from types import ModuleType
 from typing import Any
@@ -28,6 +28,7 @@ from .files import Checkpoint, RunFiles
 from .interrupts import interruptible
 from .network import new_network
 from .pictures import Data, Validation, load_data
+from .ranks import Ranks, find_ranks
 from .report import write_report
 from .settings import Plan, Say, TrainSettings, new_plan, resumed_plan, run_folder
 from .state import Progress, TrainingFailedError, TrainingStoppedError, TrainResult
@@ -57,9 +58,10 @@ def train(settings: TrainSettings, say: Say | None = None) -> TrainResult:
     TrainingStoppedError
         After Ctrl-C; the state is saved.
     """
-    say = say or say_to_stderr
-    files = RunFiles(run_folder(settings))
-    with contextlib.ExitStack() as stack:
+    ranks = find_ranks()
+    say = (say or say_to_stderr) if ranks.rank == 0 else _say_nothing
+    with ranks.guarded(), contextlib.ExitStack() as stack:
+        files = RunFiles(run_folder(settings), ranks)
         begun = None
         if settings.resume:
             files.check_begun()
@@ -69,14 +71,8 @@ def train(settings: TrainSettings, say: Say | None = None) -> TrainResult:
         else:
             files.check_free()
             plan = new_plan(settings)
-        backend = choose_backend(plan.backend)
-        asked, plan = plan.backend, replace(plan, backend=backend.NAME)
-        if settings.threads is not None:
-            _set_threads(backend, settings.threads)
-        data, validation, plan = load_data(plan, say)
-        announce_backend(backend, asked, say, ("train", "predict"))
-        net = new_network(plan, backend)
-        stepper = new_stepper(net, data, plan.recipe)
+        plan, data, validation, net, stepper = ranks.run_everywhere(
+            lambda: _prepare(settings, plan, ranks, say))
         if begun is None:
             files.make()
             stack.enter_context(files.locked())
@@ -90,6 +86,32 @@ def train(settings: TrainSettings, say: Say | None = None) -> TrainResult:
                 raise run.broken_off() from None
 
 
+def _say_nothing(text: str) -> None:
+    """Take what another rank says."""
+
+
+@contextlib.contextmanager
+def _no_display() -> Iterator[Callable[[], None]]:
+    """Show nothing: another rank does."""
+    yield lambda: None
+
+
+def _prepare(
+    settings: TrainSettings, plan: Plan, ranks: Ranks, say: Say
+) -> tuple[Plan, Data, Validation, SRCNN, Stepper]:
+    """Load everything that a plan needs; return the plan as it can be carried out."""
+    backend = choose_backend(plan.backend)
+    if settings.threads is not None:
+        _set_threads(backend, settings.threads)
+    elif hasattr(backend, "set_threads"):
+        ranks.set_threads(backend.set_threads)
+    asked, plan = plan.backend, replace(plan, backend=backend.NAME)
+    data, validation, plan = load_data(plan, say)
+    announce_backend(backend, asked, say, ("train", "predict"))
+    net = new_network(plan, backend)
+    return plan, data, validation, net, new_stepper(net, data, plan.recipe, ranks)
+
+
 class _Run:
     """A training under way."""
 
@@ -101,6 +123,7 @@ class _Run:
         self.layers = [name for name in net.chain.layers if name.startswith("conv")]
         self.data, self.validation, self.net = data, validation, net
         self.stepper, self.say = stepper, say
+        self.ranks, self._interrupted = files.ranks, False
         self.progress = Progress()
         self.batches = len(data.index) // plan.recipe.batch
         self.steps = self.batches * plan.recipe.epochs
@@ -119,7 +142,8 @@ class _Run:
         if self.progress.log_bytes == 0:
             self.progress.psnr = self._score()
             self._log({
-                "event": "start", "epoch": 0, "step": 0, "psnr": self.progress.psnr,
+                "event": "start", "ranks": self.ranks.size, "epoch": 0, "step": 0,
+                "psnr": self.progress.psnr,
                 "bicubic": self.validation.bicubic, "scored": self.validation.name,
                 "comparable": self.validation.comparable, "data": self.data.name,
                 "patches": len(self.data.index), "settings": asdict(self.plan),
@@ -174,14 +198,14 @@ class _Run:
         """Make the steps that are left; write the weights, the pictures and the report."""
         self._start = self._saved = time.monotonic()
         self._before = self.progress.seconds
-        with display(self) as show:
+        with display(self) if self.ranks.rank == 0 else _no_display() as show:
             stop = False
             while self.progress.step < self.steps and not stop:
                 stop = self._epoch(interrupted, show)
             self.stepper.update(self.net)
             if self.saved_step != self.progress.step:
                 self.save()
-        if interrupted() and self.progress.step < self.steps:
+        if self._interrupted and self.progress.step < self.steps:
             self._save_model()
             raise TrainingStoppedError(
                 f"interrupted and saved at step {self.progress.step:,} of {self.steps:,}; "
@@ -190,6 +214,8 @@ class _Run:
 
     def broken_off(self) -> BaseException:
         """Leave the last checkpoint's weights as the model; return what to raise."""
+        if self.ranks.size > 1:  # the others may be anywhere
+            return KeyboardInterrupt()
         try:
             last = self.files.load(self.say)
             self.stepper.restore(last.arrays, last.progress.step)
@@ -220,8 +246,12 @@ class _Run:
             progress.step += 1
             now = time.monotonic()
             limit = self.settings.max_minutes
-            stop = interrupted() or (limit is not None and now - self._start >= 60 * limit)
-            save = stop or now - self._saved >= self.settings.checkpoint_seconds
+            # Signals and clocks are each rank's own; what follows from them must not be.
+            self._interrupted, late, save = self.ranks.any(
+                interrupted(), limit is not None and now - self._start >= 60 * limit,
+                now - self._saved >= self.settings.checkpoint_seconds)
+            stop = self._interrupted or late
+            save = save or stop
             if not save and progress.step % _STRIDE and progress.step < end:
                 continue
             progress.seconds = self._before + now - self._start
@@ -259,7 +289,7 @@ class _Run:
 
     def _score(self) -> float:
         try:
-            return self.validation.score(self.net)
+            return self.validation.score(self.net, self.ranks)
         except ValueError:  # of numbers that are not finite
             raise self._diverged(self.progress.step) from None
 
@@ -282,9 +312,16 @@ class _Run:
         if self.progress.psnr is not None:
             metadata["psnr"] = f"{self.progress.psnr:.3f}"
         try:
-            self.net.save(self.out / MODEL_FILE, metadata)
+            self.ranks.run_on_first(lambda: self.net.save(self.out / MODEL_FILE, metadata))
         except MinisrcnnError as error:
             raise self._unwritten(error) from None
+
+    def _report(self, result: TrainResult, lines: list[dict[str, Any]]) -> None:
+        try:
+            write_report(result, lines)
+        except OSError as error:
+            raise MinisrcnnError(f"{self.out}: the report cannot be written "
+                                 f"({error.strerror})") from None
 
     def _finish(self) -> TrainResult:
         if self.progress.step < self.steps:
@@ -292,11 +329,11 @@ class _Run:
         self._save_model()
         result = TrainResult(self.out, self.plan, self.data, self.validation, self.net,
                              self.progress, self.steps)
+        lines = self.files.read_log(self.say)
         try:
-            write_report(result, self.files.read_log(self.say))
-        except OSError as error:
-            raise self._unwritten(f"{self.out}: the report cannot be written "
-                                  f"({error.strerror})") from None
+            self.ranks.run_on_first(lambda: self._report(result, lines))
+        except MinisrcnnError as error:
+            raise self._unwritten(error) from None
         if not result.finished:
             self.say(f"Stopped by --max-minutes at step {self.progress.step:,} of "
                      f"{self.steps:,}; go on with: {self._resume_command()}")

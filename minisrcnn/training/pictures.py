@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from ..imaging.patches import patch_index
 from ..imaging.prepare import prepare
 from ..imaging.resize import imresize
 from ..srcnn import SRCNN, parse_arch
+from .ranks import Ranks
 from .settings import Plan, Say
 
 Image = NDArray[np.float32]
@@ -75,9 +77,23 @@ class Validation:
         """Whether the score compares with published ones."""
         return self.published is not None
 
-    def score(self, net: SRCNN) -> float:
-        """Return the mean PSNR of a network, dB."""
-        return _mean_psnr([net.predict(x) for x in self.inputs], self.labels, self.scale)
+    def score(self, net: SRCNN, ranks: Ranks) -> float:
+        """Return the mean PSNR of a network, dB; the ranks share out the pictures.
+
+        Raises
+        ------
+        ValueError
+            If an output is not finite.
+        """
+        first, last = ranks.share(len(self.inputs))
+        mine = np.full((last - first, 1), np.nan)
+        with contextlib.suppress(ValueError):  # raised below, on all ranks
+            for i in range(first, last):
+                mine[i - first] = psnr(net.predict(self.inputs[i]), self.labels[i], self.scale)
+        scores = ranks.gather(mine, len(self.inputs))
+        if np.isnan(scores).any():
+            raise ValueError("the network's output is not finite")
+        return sum(map(float, scores[:, 0])) / len(scores)
 
 
 def load_data(plan: Plan, say: Say) -> tuple[Data, Validation, Plan]:

@@ -13,6 +13,7 @@ from ..errors import MinisrcnnError
 from ..imaging.patches import augment, gather
 from ..srcnn import SRCNN
 from .pictures import Data
+from .ranks import Ranks
 from .recipes import Recipe
 
 _ADAMS = {"adam": Adam, "dct-adam": DCTAdam, "muon": Muon}
@@ -66,8 +67,8 @@ def check_state(found: Mapping[str, NDArray[Any]], want: Mapping[str, Any]) -> N
 class HostStepper:
     """Steps through :class:`SRCNN` and an optimizer, on any backend."""
 
-    def __init__(self, net: SRCNN, data: Data, recipe: Recipe) -> None:
-        self.net, self.data, self.recipe = net, data, recipe
+    def __init__(self, net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks) -> None:
+        self.net, self.data, self.recipe, self.ranks = net, data, recipe, ranks
         self.padding = net.shrinkage // 2
         rate = recipe.lr
         self.optimizer: SGD | Adam
@@ -90,16 +91,40 @@ class HostStepper:
         """Make one step."""
         batch = slice(self.at, self.at + self.recipe.batch)
         self.at = batch.stop
+        loss, grads = (self._loss_and_gradients(batch) if self.ranks.size == 1
+                       else self._shared_loss_and_gradients(batch))
+        self._losses.append(loss)
+        self.optimizer.step(grads)
+
+    def _patches(self, batch: slice) -> tuple[Any, Any]:
+        """Return inputs and targets, on the backend."""
         rows, codes = self.data.index[self.order[batch]], self.codes[batch]
         size, asarray = self.recipe.input_size, self.net.backend.asarray
         x = gather(self.data.inputs, rows, size)
         t = gather(self.data.labels, rows, size - 2 * self.padding, offset=self.padding)
         if self.recipe.augment:
             x, t = augment(x, codes), augment(t, codes)
-        loss, grads = self.net.loss_and_gradients(asarray(x[:, None], self.net.dtype),
-                                                  asarray(t[:, None], self.net.dtype))
-        self._losses.append(loss)
-        self.optimizer.step(grads)
+        return asarray(x[:, None], self.net.dtype), asarray(t[:, None], self.net.dtype)
+
+    def _loss_and_gradients(self, batch: slice) -> tuple[Any, dict[str, Any]]:
+        return self.net.loss_and_gradients(*self._patches(batch))
+
+    def _shared_loss_and_gradients(self, batch: slice) -> tuple[Any, dict[str, Any]]:
+        """Compute this rank's chunks of a batch, and add up those of all: the same bits."""
+        backend, params = self.net.backend, self.net.parameters
+        N = len(self.order[batch])
+        size = backend.chunk_size(N)
+        chunks = -(-N // size)
+        first, last = self.ranks.share(chunks)
+        # A rank without a chunk computes one for nothing, so that it knows the layout.
+        some = slice(batch.start + first * size,
+                     batch.start + min(max(last, first + 1) * size, N))
+        x, t = self._patches(some)
+        elements = t.size // len(t) * N
+        partial, losses = backend.chain_partials(params, x, t, size, elements)
+        partial, losses = partial[:last - first], losses[:last - first]
+        return backend.chain_total(params, x, self.ranks.gather(partial, chunks),
+                                   self.ranks.gather(losses[:, None], chunks)[:, 0], elements)
 
     def losses(self) -> list[float]:
         """Return the losses since the last call."""
@@ -180,9 +205,17 @@ class DeviceStepper:
             net.parameters[name][...] = value
 
 
-def new_stepper(net: SRCNN, data: Data, recipe: Recipe) -> Stepper:
-    """Return the stepper for a network's backend and the recipe's optimizer."""
-    on_device = hasattr(net.backend, "DeviceTrainer") and recipe.optimizer in ("sgd", "adam")
-    stepper: type[HostStepper] | type[DeviceStepper] = (
-        DeviceStepper if on_device else HostStepper)
-    return stepper(net, data, recipe)
+def new_stepper(net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks) -> Stepper:
+    """Return the stepper for a network's backend and the recipe's optimizer.
+
+    Raises
+    ------
+    MinisrcnnError
+        If there are several ranks, and the backend cannot share out a batch.
+    """
+    if ranks.size > 1 and not hasattr(net.backend, "chain_partials"):
+        raise MinisrcnnError(f"backend is {net.backend.NAME}, want numba for {ranks.size} ranks "
+                             "of MPI")
+    if hasattr(net.backend, "DeviceTrainer") and recipe.optimizer in ("sgd", "adam"):
+        return DeviceStepper(net, data, recipe)
+    return HostStepper(net, data, recipe, ranks)

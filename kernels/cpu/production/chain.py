@@ -254,11 +254,11 @@ def train_patch(x, t, n, scale, layers, tables, packed, s, grads):
 
 
 @kernel(
-    lambda t: (const(t, 1), const(t, 1), types.int64, t, const(types.int64, 1),
+    lambda t: (const(t, 1), const(t, 1), types.int64, types.int64, t, const(types.int64, 1),
                types.int64[::1], t[::1], t[::1], t[:, ::1], types.float64[::1],
                types.int64[::1])
 )
-def train(x, t, N, scale, layers, tables, packed, scratch, grads, losses, counter):
+def train(x, t, N, size, scale, layers, tables, packed, scratch, grads, losses, counter):
     """Work of one thread: gradients and squared differences of the chunks it gets hold of.
 
     Parameters
@@ -267,6 +267,8 @@ def train(x, t, N, scale, layers, tables, packed, scratch, grads, losses, counte
         N patches and their targets, NCHW.
     N : int
         Patches.
+    size : int
+        Patches of a chunk; the last one may have fewer.
     scale : float
         dy is ``scale`` times the difference.
     layers, tables : arrays
@@ -283,7 +285,6 @@ def train(x, t, N, scale, layers, tables, packed, scratch, grads, losses, counte
         The next chunk to be taken, by whichever thread comes first; zero at first.
     """
     chunks, records = grads.shape[0], layers.view(LAYER)
-    size = (N + chunks - 1) // chunks
     chunk = take_next(counter)
     while chunk < chunks:
         loss = 0.0

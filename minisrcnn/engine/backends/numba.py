@@ -177,25 +177,75 @@ def chain_loss_and_gradients(
     TypeError, ValueError
         As ``reference.conv2d_forward``, for any of the arguments.
     """
+    partial, losses = chain_partials(params, x, t, chunk_size(x.shape[0]), t.size)
+    return chain_total(params, x, partial, losses, t.size)
+
+
+def chunk_size(N: int) -> int:
+    """Return how many patches of a batch of N have gradients of their own, added at the end."""
+    return -(-N // _CHUNKS)
+
+
+def chain_partials(
+    params: dict[str, Array], x: Array, t: Array, size: int, elements: int
+) -> tuple[Array, Array]:
+    """Return the gradients of each chunk of a batch, or of a run of its chunks.
+
+    Parameters
+    ----------
+    params, x, t
+        As for :func:`chain_loss_and_gradients`; x and t may be some whole chunks of the batch.
+    size : int
+        Patches of a chunk, :func:`chunk_size` of the batch; the last chunk may have fewer.
+    elements : int
+        Of the targets of the whole batch: the loss is a mean over them.
+
+    Returns
+    -------
+    partial : (chunks, ...) array
+        In a layout of its own; for :func:`chain_total`.
+    losses : (chunks,) float64 array
+        Sums of squared differences.
+    """
     pairs = checks.chain_loss_and_gradients(params, x, t, _ACCEPTS)
     name, dtype, N = x.dtype.name, x.dtype, x.shape[0]
     plan = plan_chain(tuple(w.shape for w, _ in pairs), x.shape[2], x.shape[3], dtype.itemsize)
     packed = _pack(pairs, plan)
-    per_chunk = -(-N // _CHUNKS)
-    chunks = -(-N // per_chunk)
+    chunks = -(-N // size)
     partial = aligned(chunks, plan.grads, dtype)
     scratch = aligned(min(workers.get_threads(), chunks), plan.scratch, dtype)
     losses = np.empty(chunks)
     train = chain.train.compile(name)
-    flat_x, flat_t, scale = x.reshape(-1), t.reshape(-1), dtype.type(2 / t.size)
-    workers.run(lambda i, counter: train(flat_x, flat_t, N, scale, plan.layers, plan.tables, packed,
-                                         scratch[i], partial, losses, counter), len(scratch))
+    flat_x, flat_t, scale = x.reshape(-1), t.reshape(-1), dtype.type(2 / elements)
+    workers.run(lambda i, counter: train(flat_x, flat_t, N, size, scale, plan.layers, plan.tables,
+                                         packed, scratch[i], partial, losses, counter),
+                len(scratch))
+    return partial, losses
+
+
+def chain_total(
+    params: dict[str, Array], x: Array, partial: Array, losses: Array, elements: int
+) -> tuple[float, dict[str, Array]]:
+    """Return the loss and the gradients of a batch from those of all of its chunks, in order.
+
+    Parameters
+    ----------
+    params, elements
+        As for :func:`chain_partials`.
+    x : array
+        Any patches of the batch, for their size.
+    partial, losses : arrays
+        From :func:`chain_partials`; ``partial`` is overwritten.
+    """
+    name = partial.dtype.name
+    shapes = tuple(value.shape for value in params.values() if value.ndim == 4)
+    plan = plan_chain(shapes, x.shape[2], x.shape[3], partial.dtype.itemsize)
     chain.add_chunks.compile(name)(partial)
     grads = {key: np.empty_like(value) for key, value in params.items()}
     new = list(grads.values())
     for i, (dw, db) in enumerate(zip(new[::2], new[1::2], strict=True)):
         chain.unpack.compile(name)(partial[0], plan.layers, i, dw, db)
-    return float(losses.sum()) / t.size, grads
+    return float(losses.sum()) / elements, grads
 
 
 def chain_predict(params: dict[str, Array], image: Array) -> Array:

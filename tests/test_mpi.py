@@ -1,0 +1,196 @@
+"""Training on several ranks of MPI: the bits of one process, whatever the ranks and threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minisrcnn.checkpoint import load_state
+from minisrcnn.engine.backends import unavailable_reason
+from minisrcnn.imaging.files import write_image
+
+pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI: pip install '.[mpi]'")
+
+def find_mpiexec() -> str | None:
+    """Return the mpiexec of the wheel's own folder, else the first on the path."""
+    import mpi4py
+
+    beside = Path(mpi4py.__file__).resolve().parents[4] / "bin" / "mpiexec"
+    return str(beside) if beside.exists() else shutil.which("mpiexec")
+
+
+MPIEXEC = find_mpiexec()
+
+pytestmark = [
+    pytest.mark.skipif(MPIEXEC is None, reason="needs mpiexec: pip install '.[mpi]'"),
+    pytest.mark.skipif(unavailable_reason("numba") is not None, reason="needs the numba backend"),
+]
+
+TRAIN = ["train", "--data", "pictures", "--backend", "numba", "--arch", "5-1-3", "--scale", "2",
+         "--batch-size", "40", "--epochs", "3"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with pictures and a training of one process: run1."""
+    here = tmp_path_factory.mktemp("mpi")
+    rng = np.random.default_rng(0)
+    for name, count in (("T91", 3), ("Set5", 3)):
+        (here / "pictures" / name).mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(0, 256, (110, 120)).astype(np.uint8)
+            write_image(here / "pictures" / name / f"{i}.png", image)
+    done = ranks(here, 1, *TRAIN, "--out", "run1")
+    assert done.returncode == 0, done.stderr
+    return here
+
+
+def command(count, *args):
+    alone = [sys.executable, "-m", "minisrcnn", *args]
+    return alone if count == 1 else [str(MPIEXEC), "-n", str(count), *alone]
+
+
+def environment():
+    # mpi4py looks for the library in its own environment; this one may be built on another.
+    library = Path(str(MPIEXEC)).parent.parent / "lib" / "libmpi.so.12"
+    found = {"MPI4PY_LIBMPI": str(library)} if library.exists() else {}
+    return found | os.environ | {"NUMBA_NUM_THREADS": "2"}
+
+
+def ranks(here, count, *args):
+    return subprocess.run(command(count, *args), capture_output=True, text=True, cwd=here,
+                          timeout=300, env=environment())
+
+
+def log(out):
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("seconds", None)
+        line.pop("ranks", None)
+    return lines
+
+
+def assert_same(out, whole):
+    for file in ("checkpoint.safetensors", "model.safetensors"):
+        a, b = load_state(out / file)[0], load_state(whole / file)[0]
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert log(out) == log(whole)
+
+
+@pytest.mark.parametrize("count, threads", [(2, "1"), (3, "2")])
+def test_the_bits_of_one_process(place, count, threads):
+    done = ranks(place, count, *TRAIN, "--threads", threads, "--out", f"run{count}")
+    assert done.returncode == 0, done.stderr
+    assert_same(place / f"run{count}", place / "run1")
+    assert done.stdout.count("model.safetensors") == 1  # the first rank speaks for all
+    first = json.loads((place / f"run{count}/log.jsonl").read_text().splitlines()[0])
+    assert first["ranks"] == count
+    assert json.loads((place / "run1/log.jsonl").read_text().splitlines()[0])["ranks"] == 1
+    assert (place / f"run{count}/report.md").exists()
+
+
+@pytest.mark.slow
+def test_resumed_on_another_number_of_ranks(place):
+    for count, more in ((2, [*TRAIN, "--max-minutes", "0"]), (1, ["train", "--max-minutes", "0"]),
+                        (3, ["train"])):
+        more = [*more, *([] if more[-1] == "0" and len(more) > 3 else ["--resume"])]
+        done = ranks(place, count, *more, "--out", "parts")
+        assert done.returncode == 0, done.stderr
+    assert_same(place / "parts", place / "run1")
+
+
+@pytest.mark.parametrize("args, says", [
+    ([*TRAIN, "--out", "run1"], "holds files already"),  # found by the first rank alone
+    ([*TRAIN, "--data", "nowhere", "--out", "new"], "nowhere: neither a folder"),  # found by all
+    ([*TRAIN, "--backend", "numpy", "--out", "new"], "want numba for 2 ranks"),
+])
+def test_a_wrong_request_is_one_line(place, args, says):
+    done = ranks(place, 2, *args)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("minisrcnn: ")]
+    assert len(lines) == 1 and says in lines[0], done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def begun(place, out, *more):
+    child = subprocess.Popen(
+        command(2, *TRAIN, "--epochs", "100000", "--out", out, *more), stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, text=True, cwd=place, env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    path, deadline = place / out / "log.jsonl", time.monotonic() + 120
+    while not path.exists() or path.read_text().count("\n") < 2:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return child
+
+
+def children(pid):
+    import psutil
+
+    return [p for p in psutil.Process(pid).children(recursive=True)
+            if "minisrcnn" in " ".join(p.cmdline()) and "python" in p.name()]
+
+
+def test_a_rank_that_dies_ends_the_job(place):
+    pytest.importorskip("psutil", reason="finds the ranks of the job")
+    child = begun(place, "dead")
+    children(child.pid)[-1].kill()
+    child.communicate(timeout=60)
+    assert child.returncode != 0
+    done = ranks(place, 1, "train", "--resume", "--max-minutes", "0", "--out", "dead")
+    assert done.returncode == 0 and "Going on with dead at step" in done.stderr
+
+
+FAILING = """
+import sys
+from minisrcnn.training import steppers
+from minisrcnn.training.ranks import find_ranks
+true = steppers.HostStepper.step
+def step(self):
+    if self.ranks.rank == 1 and self.at > 0:
+        raise ArithmeticError("a fault of one rank")
+    true(self)
+steppers.HostStepper.step = step
+from minisrcnn.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_job_with_a_line(place):
+    done = subprocess.run([str(MPIEXEC), "-n", "2", sys.executable, "-c", FAILING, *TRAIN, "--out",
+                           "failed"], capture_output=True, text=True, cwd=place, timeout=300,
+                          env=environment())
+    assert done.returncode != 0
+    assert "minisrcnn: rank 1 of 2 failed (ArithmeticError); the last checkpoint" in done.stderr
+    assert (place / "failed/checkpoint.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_saves_on_all(place):
+    pytest.importorskip("psutil", reason="finds the ranks of the job")
+    child = begun(place, "stopped")
+    children(child.pid)[-1].send_signal(signal.SIGTERM)
+    _, rest = child.communicate(timeout=120)
+    assert "interrupted and saved at step" in rest and child.returncode != 0
+    assert (place / "stopped/model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves(place):
+    child = begun(place, "ctrl-c")
+    child.send_signal(signal.SIGINT)
+    _, rest = child.communicate(timeout=120)
+    assert "interrupted and saved at step" in rest
+    assert (place / "ctrl-c/model.safetensors").exists()
