@@ -1802,6 +1802,7 @@ class _Check:
     credit: int = 64           # columns that may still be retried in vain
     layout: _Layout | None = None
     rtol: float = 0.0
+    away: bool = False         # at another point than the first
 
     def __post_init__(self) -> None:
         o, real = self.options, self.prepared.real
@@ -2557,12 +2558,13 @@ def _is_still(measured: _Measured, alive: Array) -> bool:
 
 
 def _tolerance(
-    measured: _Measured, alive: Array, rtol: float, fixed: bool
+    measured: _Measured, alive: Array, rtol: float, fixed: bool, noisy: bool
 ) -> tuple[Array, Array]:
     """Return the largest error that passes for each entry, and which entries can be judged.
 
     A kink excludes an entry; the noise of forward widens its tolerance, unless it is fixed. So do
-    many small kinks in a single number, such as a loss of thousands of ReLUs.
+    many small kinks in a single number, such as a loss of thousands of ReLUs, and the doubts of a
+    forward that is known to be noisy.
     """
     shape = measured.slope.shape
     if _is_still(measured, alive):
@@ -2577,7 +2579,7 @@ def _tolerance(
     if not fixed:
         small = 4 * relative <= _LARGEST_RTOL
         trusted |= small & (measured.doubt <= 4 * measured.noise)
-        if shape[0] == 1 and responds.any() and trusted[responds].mean() < 0.5:
+        if (noisy or shape[0] == 1) and responds.any() and trusted[responds].mean() < 0.5:
             trusted |= small
     trusted &= alive[:, None]
     return np.where(trusted, np.maximum(rtol, 4 * relative), rtol), trusted
@@ -2741,7 +2743,7 @@ class _Judge(_Check):
 
     def _settled(self, point: _Point, measured: _Measured) -> tuple[Array, Array]:
         return _tolerance(measured, np.isfinite(point.y0), self.rtol,
-                          self.options.rtol is not None)
+                          self.options.rtol is not None, bool(point.floors))
 
     def _upstream(self, point: _Point, evidence: _Evidence, word: str) -> Array:
         """Draw dy: an output with a kink along v gets no weight, for dy is ours to choose."""
@@ -2823,6 +2825,9 @@ class _Judge(_Check):
         bound = 8 * size + 64 * _eps(self.real) * natural
         if analytic.ndim == 1:  # along a direction, dy drawn
             bound *= math.sqrt(point.y0.size)
+        if np.isfinite(analytic).all() and _rms(analytic) > bound:
+            spread = self._backward_noise(point, key, absolute=True)
+            bound += spread if analytic.ndim == 1 else spread / math.sqrt(point.y0.size)
         finding.bound = bound
         if not np.isfinite(analytic).all() or _rms(analytic) > bound:
             return finding
@@ -2844,7 +2849,7 @@ class _Judge(_Check):
             if not apart.any():
                 return
 
-    def _backward_noise(self, point: _Point, key: str) -> float:
+    def _backward_noise(self, point: _Point, key: str, absolute: bool = False) -> float:
         """Return how much rounding alone changes the gradient: its inputs, in their last bit."""
         dy = self._dy((1, point.y0.size), "noise") * np.isfinite(point.y0)
         worst, eps = 0.0, _eps(self.real)
@@ -2856,10 +2861,12 @@ class _Judge(_Check):
                 for name in self.prepared.wrt:
                     moved[name] = _last_bit(moved[name], eps, rng)
                 apart = self.gradients(moved, [key], dy)[key] - right
-                worst = max(worst, _rms(apart) / (_rms(right) or 1.0))
+                worst = max(worst, _rms(apart) / (1.0 if absolute else _rms(right) or 1.0))
         except Exception:
             return 0.0
-        return 10 * worst if math.isfinite(worst) and 10 * worst <= _LARGEST_RTOL else 0.0
+        if absolute or self.away:  # elsewhere, what cannot be judged is let pass
+            return 10 * worst if math.isfinite(worst) else math.inf
+        return 10 * worst if 10 * worst <= _LARGEST_RTOL else 0.0
 
     # ---- verdict
 
@@ -2909,6 +2916,11 @@ class _Judge(_Check):
             errors = evidence.errors(evidence.rows)
         if (errors > evidence.limit).any() and self.options.rtol is None:
             evidence.limit = np.maximum(evidence.limit, self._backward_noise(point, key))
+            if self.away:  # saturated: what is left is the rounding of larger gradients
+                largest = 64 * _eps(self.real) * max(point.typical.values(), default=0.0)
+                size = _rms(evidence.numeric()) or 1.0
+                evidence.limit = np.maximum(
+                    evidence.limit, largest * math.sqrt(point.y0.size) / size)
         analytic, numeric = evidence.analytic(evidence.rows), evidence.numeric()
         limit = np.broadcast_to(evidence.limit, len(numeric))
         finding = self._finding(point, key, measured, analytic, limit, evidence.trusted)
@@ -3006,6 +3018,7 @@ class _Judge(_Check):
         if not np.isfinite(point.y0).all() or (self.oracle and not self._oracle_agrees(values)):
             self.notes.append(f"{label}: left out, forward is not finite there")
             return
+        self.away = True
         usual, self.rtol = self.rtol, max(self.rtol, _ELSEWHERE.get(self.real, 0.05))
         try:
             for key in ready:
@@ -3014,7 +3027,7 @@ class _Judge(_Check):
                 if (argument.ok or low) and not argument.unchecked:
                     arguments[key] = self._verdict_there(point, argument, label, low)
         finally:
-            self.rtol = usual
+            self.rtol, self.away = usual, False
 
     def _oracle_agrees(self, values: Values) -> bool:
         assert self.oracle is not None
