@@ -23,7 +23,7 @@ def name_of(path):
 
 
 FILES = {name_of(path): path for folder in (PACKAGE, "kernels")
-         for path in sorted((ROOT / folder).rglob("*.py"))}
+         for path in sorted((ROOT / folder).rglob("*.py")) if path.name != "setup.py"}
 
 
 def imports(name, source, is_package=False):
@@ -163,10 +163,13 @@ def declared(*extras):
 def third_party(paths):
     found = {}
     for path in paths:
+        if path.name == "setup.py":  # of a distribution of its own
+            continue
         source = path.read_text("utf-8")
         for module, _ in imports("minisrcnn.a.b.c.d", source):
             top = (module or "").split(".")[0]
-            local = (ROOT / top).is_dir() or (path.parent / f"{top}.py").exists()
+            local = (ROOT / top).is_dir() or any(
+                (folder / f"{top}.py").exists() for folder in (path.parent, ROOT / "tests"))
             if top and top not in sys.stdlib_module_names and not local:
                 found.setdefault(top, path.relative_to(ROOT))
     return found

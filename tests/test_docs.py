@@ -96,13 +96,16 @@ def without_rounding(report):
 def commands(text):
     """Yield the commands of a block: without comments and variables, continued lines joined."""
     for line in text.replace("\\\n", " ").splitlines():
-        line = line.removeprefix("$ ").split("  #")[0].split(" # ")[0]
-        for command in re.split(r"&&|;|\|", line):
-            words = shlex.split(command, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                words = words[1:]
-            if words:
+        reader = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=";&|")
+        reader.whitespace_split = True
+        words = []
+        for word in [*reader, ";"]:
+            if word not in (";", "&&", "|", "||"):
+                if words or not re.fullmatch(r"[A-Z_]+=.*", word):
+                    words.append(word)
+            elif words:
                 yield words
+                words = []
 
 
 def parse(arguments):
