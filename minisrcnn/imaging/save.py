@@ -210,7 +210,12 @@ def _by_pillow(
     if suffix == ".pgm" and first.mode != "L":
         raise MinisrcnnError(".pgm holds no colour; use .png or .ppm")
     try:
-        first.save(file, kind.name, **options)
+        if frames > 1:
+            first.save(file, kind.name, **options)
+        else:
+            import imageio.v3 as imageio
+
+            imageio.imwrite(file, np.asarray(first), plugin="pillow", extension=suffix, **options)
     except (ValueError, SyntaxError, RuntimeError, struct.error) as error:
         raise MinisrcnnError(f"{kind.name} cannot be written ({reason(error)})") from error
 

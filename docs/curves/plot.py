@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-FOLDER = Path(__file__).parent.parent / "docs" / "curves"
+FOLDER = Path(__file__).parent
 
 
 def main() -> None:

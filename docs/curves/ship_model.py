@@ -1,6 +1,6 @@
 """Put a finished training into the package: model, card, registry, log.
 
-    python tools/ship_model.py RUN NAME [--default] [--machine TEXT]
+    python docs/curves/ship_model.py RUN NAME [--default] [--machine TEXT]
 
 RUN is the folder of a training, NAME what the model is to be called, such as 9-1-5-x3.
 """
@@ -20,7 +20,7 @@ from minisrcnn.imaging.files import atomic_open
 from minisrcnn.models import FOLDER
 from minisrcnn.training.recipes import get_recipe
 
-LOGS = Path(__file__).parent.parent / "docs" / "curves"
+LOGS = Path(__file__).parent
 
 
 def main() -> None:
