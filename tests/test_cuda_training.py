@@ -225,7 +225,7 @@ def test_training_learns_and_leaves_the_network_alone(device):
     ({"patch_size": 6}, "patch_size is 6, want at least 7"),
     ({"lr": -1.0}, "lr of conv1.weight is -1.0, want a finite"),
     ({"lr": {"conv1": 0.1}}, "want one for conv2"),
-    ({"lr": {**RATES, "conv9": 1.0}}, "lr has the key 'conv9', which names no layer"),
+    ({"lr": {**RATES, "conv9": 1.0}}, "lr has the key 'conv9', want layers or parameters of"),
     ({"optimizer": "lbfgs"}, "optimizer is 'lbfgs', want 'sgd' or 'adam'"),
     ({"momentum": 1.0}, "momentum is 1.0, want"),
 ])

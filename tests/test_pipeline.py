@@ -50,10 +50,10 @@ def minisrcnn(here, *args):
     return done.stdout
 
 
-def test_training_counts_the_patches_of_t91(place):
+def test_training_counts_the_patches_of_t91_and_of_its_copies(place):
     here, _ = place
     first, *epochs = map(json.loads, Path(here, "runs/ci/log.jsonl").read_text().splitlines())
-    assert first["patches"] == 21884
+    assert first["patches"] == 68897  # 21,884 of the pictures; copies at 0.9, 0.8, 0.7 and 0.6
     assert first["bicubic"] == pytest.approx(30.394, abs=0.002)
     assert first["comparable"]
     assert [line["epoch"] for line in epochs] == list(range(1, EPOCHS + 1))
