@@ -27,6 +27,7 @@ from minisrcnn.imaging.resize import imresize
 from minisrcnn.training import files, loop, report
 from minisrcnn.training.loop import epoch_order, train
 from minisrcnn.training.pictures import Data, load_data, load_validation
+from minisrcnn.training.ranks import Ranks
 from minisrcnn.training.recipes import RECIPES, Recipe
 from minisrcnn.training.settings import Plan, TrainSettings
 from minisrcnn.training.state import TrainingFailedError, summary
@@ -172,7 +173,7 @@ def test_patches_and_labels_stay_together_when_turned(pictures, tiny, monkeypatc
         value[...] = 0
         if value.ndim == 4:
             value[0, 0, value.shape[2] // 2, value.shape[3] // 2] = 1
-    stepper = HostStepper(net, data, tiny)
+    stepper = HostStepper(net, data, tiny, Ranks())
     stepper.begin_epoch(np.arange(24), np.arange(24) % 8)
     stepper.set_rates({"conv1": 0.0, "conv2": 0.0, "conv3": 0.0})
     for _ in range(6):
