@@ -1,6 +1,6 @@
 """Lesson 8: Winograd convolution, F(4, 3): 36 multiplications in the place of 144.
 
-Lesson 7 multiplies as fast as the machine can; only an algorithm with fewer multiplications is
+Lesson 7 does every multiplication of the sum; beyond it only an algorithm with fewer of them is
 faster. Two polynomials with 3 and 4 coefficients have a product with 6, so its values at 6 points
 determine it: 6 multiplications, not 12. A correlation of 6 pixels d with 3 taps g is the transpose
 of such a product, for 4 results y:
