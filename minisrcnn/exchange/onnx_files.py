@@ -76,8 +76,7 @@ def _onnx() -> ModuleType:
     try:
         import onnx
     except ImportError:
-        raise MinisrcnnError("ONNX files need the onnx package: pip install 'minisrcnn[onnx]'"
-                             ) from None
+        raise MinisrcnnError("ONNX files need the onnx package: pip install onnx") from None
     return onnx
 
 

@@ -143,7 +143,7 @@ def _load_torch(path: Path) -> Mapping[str, Any]:
         import torch
     except ImportError:
         raise MinisrcnnError(
-            f"{path}: a PyTorch file: reading it needs PyTorch (pip install 'minisrcnn[torch]'); "
+            f"{path}: a PyTorch file: reading it needs PyTorch (pip install torch); "
             "or save its state dict as safetensors there") from None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
