@@ -286,7 +286,7 @@ def check_gradients(
 ) -> GradientReport:
     r"""Compare ``backward`` with the measured derivatives of ``forward``.
 
-    With :math:`J = \partial y / \partial x`, a backward returns :math:`J^T dy`. Beside those
+    With ``J = dy/dx``, a backward returns ``J^T dy``. Beside those
     numbers it is checked that two runs agree bit for bit, that calling ``backward`` twice gives
     the same gradient and not its double, also for a ``dy`` that is not contiguous or read-only,
     that neither function writes to its arguments, and that gradients are finite and have the
@@ -309,12 +309,12 @@ def check_gradients(
         they are, and listed as not checked; if ``wrt`` names such an array, or ``backward`` gives
         a gradient for it, it is taken as an array of floats.
     mode : {"auto", "full", "projection", "complex", "adjoint"}
-        ``"full"``: every entry of J. ``"projection"``: :math:`\langle dy, Jv\rangle =
-        \langle J^T dy, v\rangle` for random v and dy; for large arguments. ``"auto"``: full
+        ``"full"``: every entry of J. ``"projection"``: ``<dy, Jv> =
+        <J^T dy, v>`` for random v and dy; for large arguments. ``"auto"``: full
         where that takes moments, else projection, and the report says so. ``"complex"``: every
-        entry of J as :math:`\mathrm{Im} f(x + ih) / h`, exact to rounding; ``forward`` must take
+        entry of J as ``Im f(x + ih) / h``, exact to rounding; ``forward`` must take
         complex arrays, be analytic between its kinks, and branch on real parts. ``"adjoint"``: as
-        projection, with :math:`Jv = f(v) - f(0)`: no step at all, for functions that are affine
+        projection, with ``Jv = f(v) - f(0)``: no step at all, for functions that are affine
         in each argument.
     wrt : str or sequence of str, optional
         The arguments that ``backward`` has gradients for; all floating ones by default.
