@@ -19,6 +19,7 @@ from minisrcnn import SRCNN, cli
 from minisrcnn.checkpoint import save_model
 from minisrcnn.commands import terminal
 from minisrcnn.engine.backends import unavailable_reason
+from minisrcnn.imaging.prepare import DEGRADATIONS
 from minisrcnn.models import default_model
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +127,8 @@ def test_help_names_every_command(run):
         assert run(name, "--help").code == 0
     for name in ("list", "fetch", "verify"):
         assert run("data", name, "--help").code == 0
+    for name in DEGRADATIONS:
+        assert re.search(rf"\b{name}\b", run("train", "--help").out)
 
 
 def test_version(run):

@@ -146,6 +146,7 @@ def settings(**changes):
     ({"scale": 3}, "--scale 3, but this run began with 2"),
     ({"arch": "9-1-5"}, "--arch 9-1-5, but this run began with 5-1-3"),
     ({"recipe": "paper"}, "--recipe paper, but this run began with tiny"),
+    ({"degradation": "zoom"}, "--degradation zoom, but this run began with bicubic"),
     ({"epochs": 7}, "--epochs 7, but this run began with 6"),
     ({"batch_size": 6}, "--batch-size 6, but this run began with 5"),
     ({"seed": 1}, "--seed 1, but this run began with 0"),

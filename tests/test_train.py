@@ -129,6 +129,27 @@ def test_score_is_that_of_the_weights_it_leaves(pictures, tiny):
     assert log("run")[-1]["psnr"] == result.progress.psnr
 
 
+@pytest.mark.parametrize("degradation", ["bicubic-mirror", "zoom"])
+def test_another_degradation_than_the_recipes(pictures, tiny, drawn, degradation):
+    result = train(settings(pictures, degradation=degradation, epochs=1), quiet)
+    x, _ = prepare(read_image(pictures / "T91" / "1.png"), 2, degradation)
+    np.testing.assert_array_equal(result.data.inputs[0], x)
+    scored = [psnr(*prepare(read_image(path), 2, degradation), 2)
+              for path in sorted((pictures / "Set5").iterdir())]
+    assert result.validation.bicubic == pytest.approx(np.mean(scored), abs=1e-3)
+    assert log("run")[0]["settings"]["recipe"]["degradation"] == degradation
+    assert load_model("run/model.safetensors").metadata["degradation"] == degradation
+    words = {"zoom": "input, degraded by zoom", "bicubic-mirror": "bicubic, borders mirrored"}
+    page = Path("run/report.md").read_text()
+    assert f"| {words[degradation]} |" in page and f"| degradation | {degradation} |" in page
+
+
+def test_a_degradation_that_there_is_not(pictures, tiny):
+    with pytest.raises(MinisrcnnError, match="degradation is 'linear', want one of bicubic, "):
+        train(settings(pictures, degradation="linear"), quiet)
+    assert not Path("run").exists()
+
+
 def test_log_has_a_line_for_each_epoch(pictures, tiny):
     result = train(settings(pictures), quiet)
     first, *epochs = log("run")

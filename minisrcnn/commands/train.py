@@ -23,6 +23,9 @@ def train_command(
         metavar="F1-F2-F3", show_default="9-1-5", help="Sizes of the kernels.")] = None,
     recipe: Annotated[str | None, typer.Option(
         metavar="|".join(RECIPES), show_default=DEFAULT, help="How to train.")] = None,
+    degradation: Annotated[str | None, typer.Option(
+        metavar="NAME", show_default="the recipe's", help="How pictures are made small "
+        "and large again: bicubic, bicubic-mirror, zoom.")] = None,
     epochs: Annotated[int | None, typer.Option(
         min=1, show_default="the recipe's", help="Passes over the patches.")] = None,
     batch_size: Annotated[int | None, typer.Option(
@@ -52,9 +55,9 @@ def train_command(
     from ..training.state import TrainingFailedError, TrainingStoppedError, summary
 
     settings = TrainSettings(
-        data=data, scale=scale, arch=arch, recipe=recipe, epochs=epochs, batch_size=batch_size,
-        backend=backend, seed=seed, out=out, resume=resume, threads=threads,
-        max_minutes=max_minutes)
+        data=data, scale=scale, arch=arch, recipe=recipe, degradation=degradation,
+        epochs=epochs, batch_size=batch_size, backend=backend, seed=seed,
+        out=out, resume=resume, threads=threads, max_minutes=max_minutes)
     if find_ranks().rank > 0:  # the first rank speaks for all
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:

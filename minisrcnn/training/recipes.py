@@ -31,7 +31,7 @@ class Recipe:
     Attributes
     ----------
     name, about : str
-    degradation : {"bicubic", "zoom"}
+    degradation : {"bicubic", "bicubic-mirror", "zoom"}
         See :func:`minisrcnn.imaging.prepare.prepare`.
     input_size, stride : int
         Pixels of a patch, and between patches. The label is what the network's output covers.

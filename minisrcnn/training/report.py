@@ -15,6 +15,10 @@ from ..imaging.metrics import psnr
 from ..info import describe
 from .state import TrainResult
 
+# What the network is given, by the recipe's degradation.
+_INPUT = {"bicubic": "bicubic", "bicubic-mirror": "bicubic, borders mirrored",
+          "zoom": "input, degraded by zoom"}
+
 _CROP = 96  # pixels on a side of the before/after picture
 
 
@@ -75,8 +79,7 @@ def _curve(lines: list[dict[str, Any]], result: TrainResult) -> Any:
     handles += right.plot([line["epoch"] for line in scores], [line["psnr"] for line in scores],
                           color="tab:blue", label=f"PSNR, {scored.name}", marker=marker,
                           markersize=3)
-    levels = {"bicubic" if result.plan.recipe.degradation == "bicubic" else "input":
-              scored.bicubic}
+    levels = {_INPUT[result.plan.recipe.degradation]: scored.bicubic}
     if scored.published is not None:
         levels |= scored.published.of(result.plan.arch)
     for (name, value), style in zip(levels.items(), (":", "--", "-."), strict=False):
@@ -123,7 +126,7 @@ def _before_after(result: TrainResult) -> Any:
     x, t = scored.inputs[n], scored.labels[n]
     y = result.net.predict(x)
     window = _worst_window((x - t) ** 2)
-    name = "bicubic" if result.plan.recipe.degradation == "bicubic" else "input"
+    name = _INPUT[result.plan.recipe.degradation]
     panels = [(f"{name}, {before[n]:.2f} dB", x), (f"SRCNN, {psnr(y, t, scale):.2f} dB", y),
               ("truth", t)]
     H, W = x[window].shape
@@ -155,7 +158,7 @@ def _page(result: TrainResult) -> str:
     minutes = progress.seconds / 60
     rate = progress.step * recipe.batch / max(progress.seconds, 1e-9)
     assert progress.psnr is not None
-    start = "bicubic" if recipe.degradation == "bicubic" else "input, degraded by zoom"
+    start = _INPUT[recipe.degradation]
     rows = [(start, scored.bicubic), ("this model", progress.psnr)]
     if scored.published is not None:
         rows += scored.published.of().items()

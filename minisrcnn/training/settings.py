@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..checkpoint import RUNS
 from ..errors import MinisrcnnError
+from ..imaging.prepare import DEGRADATIONS
 from .recipes import DEFAULT, Recipe, get_recipe
 
 Say = Callable[[str], None]
@@ -31,6 +32,8 @@ class TrainSettings:
         ``"9-1-5"`` by default.
     recipe : str, optional
         See :mod:`minisrcnn.recipes`.
+    degradation : {"bicubic", "bicubic-mirror", "zoom"}, optional
+        Instead of the recipe's; see :func:`minisrcnn.imaging.prepare.prepare`.
     epochs, batch_size : int, optional
         Instead of the recipe's.
     backend : str, optional
@@ -53,6 +56,7 @@ class TrainSettings:
     scale: int | None = None
     arch: str | None = None
     recipe: str | None = None
+    degradation: str | None = None
     epochs: int | None = None
     batch_size: int | None = None
     backend: str | None = None
@@ -89,6 +93,11 @@ class Plan:
 def new_plan(settings: TrainSettings) -> Plan:
     """Return the plan of a training that begins, with defaults for what was not said."""
     recipe = get_recipe(settings.recipe or DEFAULT)
+    if settings.degradation is not None:
+        if settings.degradation not in DEGRADATIONS:
+            raise MinisrcnnError(f"degradation is {settings.degradation!r}, want one of "
+                                 f"{', '.join(DEGRADATIONS)}")
+        recipe = replace(recipe, degradation=settings.degradation)
     if settings.epochs is not None:
         recipe = replace(recipe, epochs=settings.epochs)
     if settings.batch_size is not None:
@@ -104,6 +113,7 @@ def resumed_plan(settings: TrainSettings, old: Plan) -> Plan:
     asked = {
         "scale": (settings.scale, old.scale),
         "arch": (settings.arch, old.arch), "recipe": (settings.recipe, old.recipe.name),
+        "degradation": (settings.degradation, old.recipe.degradation),
         "epochs": (settings.epochs, old.recipe.epochs),
         "batch-size": (settings.batch_size, old.recipe.batch), "seed": (settings.seed, old.seed),
         "backend": (None if settings.backend == "auto" else settings.backend, old.backend),
