@@ -1,5 +1,7 @@
 """Score a model on Y as the authors do, beside bicubic and the published figures.
 
+Of a model of three channels the Y of its result is scored so, and R, G and B as well.
+
 The known figures are of the authors' own models, measured with an independent float64
 implementation of their protocol (``imaging/prepare.py`` says what that is). They guard every
 score: where the bicubic row does not read the known figure, neither can the model's row mean
@@ -21,7 +23,7 @@ from .imaging.color import pillow_luma, rgb2y
 from .imaging.datasets import Dataset, verify
 from .imaging.files import read_image
 from .imaging.metrics import psnr, ssim
-from .imaging.prepare import modcrop, prepare
+from .imaging.prepare import modcrop, prepare, prepare_rgb
 from .imaging.resize import imresize
 
 if TYPE_CHECKING:
@@ -92,10 +94,14 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Score:
-    """PSNR in dB and SSIM on Y; ``ssim`` is NaN for a picture too small for its window."""
+    """PSNR in dB and SSIM on Y; ``ssim`` is NaN for a picture too small for its window.
+
+    ``rgb`` is the PSNR over R, G and B together; None where the model restores Y alone.
+    """
 
     psnr: float
     ssim: float
+    rgb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ def evaluate(
     scale : int
         The factor by which pictures are made smaller and restored.
     net : SRCNN, optional
-        A network of one channel.
+        A network of one channel, or of three, for RGB.
     progress : callable, optional
         Called with (pictures done, pictures in all).
 
@@ -170,11 +176,11 @@ def evaluate(
     TypeError, ValueError
         If ``scale`` is not an integer of at least 1.
     MinisrcnnError
-        If the network has other than one channel; a picture cannot be read or is too small; or
-        the set is Set5 or Set14 and its bicubic PSNR is more than 0.01 dB off the known figure:
-        then the pictures are not the originals, and a score would mean nothing.
+        If the network has other than one or three channels; a picture cannot be read or is too
+        small; or the set is Set5 or Set14 and its bicubic PSNR is more than 0.01 dB off the known
+        figure: then the pictures are not the originals, and a score would mean nothing.
     """
-    _check_channels(net)
+    _check_channels(net, (1, 3))
     dtype = np.float32 if net is None else net.dtype
     rows = []
     for done, (title, path) in enumerate(zip(dataset.titles, dataset.paths, strict=True)):
@@ -184,8 +190,12 @@ def evaluate(
         if min(image.shape[:2]) <= 3 * scale:
             raise MinisrcnnError(f"{path}: too small to score at scale {scale}")
         x, label = prepare(image, scale, dtype=dtype)
-        rows.append(Row(title, _score(x, label, scale),
-                        None if net is None else _score(net.predict(x), label, scale)))
+        bicubic = _score(x, label, scale)
+        if net is None or net.channels == 1:
+            model = None if net is None else _score(net.predict(x), label, scale)
+        else:
+            bicubic, model = _scores_of_rgb(image, scale, net, bicubic, label)
+        rows.append(Row(title, bicubic, model))
     if progress is not None:
         progress(len(dataset), len(dataset))
     result = Evaluation(dataset.name, scale, rows, PUBLISHED.get((dataset.name, scale)))
@@ -214,10 +224,21 @@ def likely_scale(dataset: Dataset, scale: int, net: SRCNN) -> int | None:
     return best if scale in gains and gains[best] > gains[scale] + 0.2 * len(images) else None
 
 
-def _check_channels(net: SRCNN | None) -> None:
-    if net is not None and net.channels != 1:
-        raise MinisrcnnError(f"the model has {net.channels} channels; scores are of Y alone, "
-                             "which wants a model of 1 channel")
+def _check_channels(net: SRCNN | None, known: tuple[int, ...] = (1,)) -> None:
+    if net is not None and net.channels not in known:
+        raise MinisrcnnError(f"the model has {net.channels} channels, want "
+                             f"{' or '.join(map(str, known))}")
+
+
+def _scores_of_rgb(
+    image: Image, scale: int, net: SRCNN, bicubic: Score, luma: Image
+) -> tuple[Score, Score]:
+    """Return the scores of bicubic, with RGB, and of a network of three channels."""
+    x, label = prepare_rgb(image, scale, dtype=net.dtype)
+    y = np.clip(net.predict(x), 0, 1)
+    restored = _score(rgb2y(np.ascontiguousarray(np.moveaxis(y, 0, -1))), luma, scale)
+    return (replace(bicubic, rgb=psnr(x, label, scale)),
+            replace(restored, rgb=psnr(y, label, scale)))
 
 
 def _check_bicubic(result: Evaluation, dataset: Dataset) -> None:
@@ -252,8 +273,10 @@ def _score(output: Image, label: Image, border: int) -> Score:
 
 
 def _mean(scores: list[Score]) -> Score:
+    rgb = [s.rgb for s in scores if s.rgb is not None]
     return Score(sum(s.psnr for s in scores) / len(scores),
-                 sum(s.ssim for s in scores) / len(scores))
+                 sum(s.ssim for s in scores) / len(scores),
+                 sum(rgb) / len(rgb) if rgb else None)
 
 
 # --- what each choice of the protocol costs -----------------------------------------------------

@@ -488,8 +488,8 @@ def test_transparency_into_jpeg_is_one_clear_line(run, tmp_path, model):
 
 
 def test_a_model_of_another_kind(refused, pictures, tmp_path):
-    save_model(tmp_path / "rgb", SRCNN("3-3", (2,), channels=3, backend="numpy"), {"scale": "3"})
-    assert "has 3 channels" in refused("upscale", pictures / "a.png", "--model", "rgb")
+    save_model(tmp_path / "rgb", SRCNN("3-3", (2,), channels=2, backend="numpy"), {"scale": "3"})
+    assert "has 2 channels" in refused("upscale", pictures / "a.png", "--model", "rgb")
 
 
 # --- the rest -----------------------------------------------------------------------------------

@@ -172,9 +172,9 @@ def test_bad_pictures_are_one_clear_error(tmp_path):
         explain_protocol(dataset, 3)
 
 
-def test_a_model_of_three_channels_is_refused(tmp_path):
-    net = SRCNN("3-1-3", (2, 2), channels=3, backend="numpy")
-    with pytest.raises(MinisrcnnError, match="3 channels"):
+def test_a_model_of_two_channels_is_refused(tmp_path):
+    net = SRCNN("3-1-3", (2, 2), channels=2, backend="numpy")
+    with pytest.raises(MinisrcnnError, match="2 channels, want 1 or 3"):
         evaluate(picture_set(tmp_path / "set"), 3, net)
 
 

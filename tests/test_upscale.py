@@ -238,9 +238,9 @@ def test_wrong_scales(scale, error):
         upscale_image(noise(4, 4), delta_net(), scale)
 
 
-def test_a_network_of_three_channels():
-    with pytest.raises(ValueError, match="3 channels"):
-        upscale_image(noise(4, 4, 3), SRCNN("3-3", (2,), channels=3, backend="numpy"), 3)
+def test_a_network_of_two_channels():
+    with pytest.raises(ValueError, match="2 channels, want 1"):
+        upscale_image(noise(4, 4, 3), SRCNN("3-3", (2,), channels=2, backend="numpy"), 3)
 
 
 # --- strips -------------------------------------------------------------------------------------

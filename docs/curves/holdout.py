@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -64,7 +64,7 @@ class Experiment:
     name : str
     recipe : Recipe
         By name ("fast" where not said), with every field changed that the experiment names.
-    scale, arch, seed
+    scale, arch, seed, rgb
         As of `minisrcnn train`.
     init_from : str
         An earlier experiment whose last weights this one begins with.
@@ -89,6 +89,7 @@ class Experiment:
     scale: int = 3
     arch: str = "9-1-5"
     seed: int = 0
+    rgb: bool = False
     init_from: str = ""
     zero_mean: bool = False
     redraw: tuple[float, ...] = ()
@@ -112,7 +113,7 @@ class Experiment:
     def plan(self, backend: str, data: str) -> Plan:
         """Return what `minisrcnn train` would go by."""
         plan = new_plan(TrainSettings(data=data, scale=self.scale, arch=self.arch, seed=self.seed,
-                                      backend=backend))
+                                      rgb=self.rgb, backend=backend))
         return replace(plan, recipe=self.recipe)
 
 
@@ -149,7 +150,8 @@ class Bench:
     def pictures(self, plan: Plan) -> tuple[Data, Validation, Plan]:
         """Return the pictures of a plan, prepared; equal plans share them."""
         r = plan.recipe
-        key = (plan.scale, plan.arch, r.degradation, r.rescaled, r.input_size, r.stride)
+        key = (plan.scale, plan.arch, plan.channels, r.degradation, r.rescaled, r.input_size,
+               r.stride)
         with self.lock:
             if key not in self._prepared:
                 data, _, _ = load_data(plan, say=_nothing)
@@ -353,11 +355,15 @@ class Run:
     ) -> tuple[Any, Any]:
         size, pad = self.experiment.recipe.input_size, self.net.shrinkage // 2
         index, asarray = self.data.index[rows], self.net.backend.asarray
-        x = gather(self.data.inputs, index, size)
-        t = gather(self.data.labels, index, size - 2 * pad, offset=pad)
-        if codes is not None:
-            x, t = augment(x, codes), augment(t, codes)
-        return asarray(x[:, None], self.net.dtype), asarray(t[:, None], self.net.dtype)
+
+        def cut(images: Sequence[NDArray[Any]], size: int, offset: int) -> Any:
+            channels = zip(*(image.reshape(-1, *image.shape[-2:]) for image in images), strict=True)
+            patches = [gather(planes, index, size, offset=offset) for planes in channels]
+            if codes is not None:
+                patches = [augment(plane, codes) for plane in patches]
+            return asarray(np.stack(patches, axis=1), self.net.dtype)
+
+        return cut(self.data.inputs, size, 0), cut(self.data.labels, size - 2 * pad, pad)
 
     def _second_order(self) -> dict[str, Any]:
         """Go on by L-BFGS over all patches at once, each in one orientation."""

@@ -43,7 +43,10 @@ def evaluate_command(
         "--protocol", help="Measure what each choice of the protocol costs, in dB.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
-    """Score a model on Y, PSNR and SSIM, beside bicubic and the published figures."""
+    """Score a model on Y, PSNR and SSIM, beside bicubic and the published figures.
+
+    Of a model of three channels the Y of the result is scored, and the PSNR over R, G and B.
+    """
     from ..engine.backends import announce_backend
     from ..evaluate import evaluate, explain_protocol, likely_scale
     from ..imaging.datasets import load_datasets
@@ -121,9 +124,10 @@ def _show_scores(result: Evaluation, name: str) -> None:
     """Print one data set: every picture, the mean, and what is published."""
     from rich.markup import escape
 
-    has_model = result.mean.model is not None
+    has_model, has_rgb = result.mean.model is not None, result.mean.bicubic.rgb is not None
     columns = ["picture", "bicubic dB", "SSIM"]
     columns += ["model dB", "SSIM", "gain dB"] if has_model else []
+    columns += ["RGB: bicubic dB", "model dB", "gain dB"] if has_rgb else []
     table = new_table(*columns, left=("picture",),
                       title=f"{result.name}, scale {result.scale}{name}")
     rows = [*result.rows, result.mean]
@@ -132,6 +136,9 @@ def _show_scores(result: Evaluation, name: str) -> None:
         if row.model is not None:
             cells += [number(row.model.psnr, 3), number(row.model.ssim, 4),
                       number(row.model.psnr - row.bicubic.psnr, 3, "+")]
+            if row.model.rgb is not None and row.bicubic.rgb is not None:
+                cells += [number(row.bicubic.rgb, 3), number(row.model.rgb, 3),
+                          number(row.model.rgb - row.bicubic.rgb, 3, "+")]
         if row is rows[-1]:
             table.add_section()
         table.add_row(*cells, style="bold" if row is rows[-1] else None)

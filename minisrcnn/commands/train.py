@@ -30,6 +30,8 @@ def train_command(
         min=1, show_default="the recipe's", help="Passes over the patches.")] = None,
     batch_size: Annotated[int | None, typer.Option(
         min=1, show_default="the recipe's", help="Patches a step.")] = None,
+    rgb: Annotated[bool, typer.Option(
+        "--rgb", help="One network for R, G and B together, instead of one for Y.")] = False,
     backend: Annotated[str | None, typer.Option(
         metavar="NAME", show_default="auto", help=BACKEND_HELP)] = None,
     threads: Annotated[int | None, typer.Option(
@@ -56,7 +58,7 @@ def train_command(
 
     settings = TrainSettings(
         data=data, scale=scale, arch=arch, recipe=recipe, degradation=degradation,
-        epochs=epochs, batch_size=batch_size, backend=backend, seed=seed,
+        epochs=epochs, batch_size=batch_size, rgb=rgb or None, backend=backend, seed=seed,
         out=out, resume=resume, threads=threads, max_minutes=max_minutes)
     if find_ranks().rank > 0:  # the first rank speaks for all
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115

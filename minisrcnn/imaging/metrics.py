@@ -1,4 +1,4 @@
-"""PSNR and SSIM on Y as the authors score (protocol step 5).
+"""PSNR and SSIM as the authors score (protocol step 5).
 
 Both images times 255, clipped, rounded to integers, `border` pixels cut off every side; from
 there PSNR sums integers, exactly, and SSIM works in float64.
@@ -57,14 +57,14 @@ def _shaved(
     for name, image in (("output", output), ("truth", truth)):
         if not isinstance(image, np.ndarray):
             raise TypeError(f"{name} is a {type(image).__name__}, want a NumPy array")
-        if image.ndim != 2:
-            raise ValueError(f"{name} has shape {image.shape}, want (H, W)")
+        if image.ndim not in (2, 3):
+            raise ValueError(f"{name} has shape {image.shape}, want (H, W) or (C, H, W)")
     if output.shape != truth.shape:
         raise ValueError(f"output has shape {output.shape}, want the shape of truth, {truth.shape}")
-    H, W = truth.shape
+    H, W = truth.shape[-2:]
     if not 0 <= 2 * border < min(H, W):
         raise ValueError(f"border is {border}, want 0 or more and under half of {H}x{W}")
-    inside = (slice(border, H - border), slice(border, W - border))
+    inside = (..., slice(border, H - border), slice(border, W - border))
     return to_uint8(output[inside]), to_uint8(truth[inside])
 
 
@@ -73,8 +73,9 @@ def psnr(output: NDArray[Any], truth: NDArray[Any], border: int = 0) -> float:
 
     Parameters
     ----------
-    output, truth : ndarray, shape (H, W)
-        Floats in [0, 1] (clipped and rounded to 1/255), or uint8.
+    output, truth : ndarray, shape (H, W) or (C, H, W)
+        Floats in [0, 1] (clipped and rounded to 1/255), or uint8. Of several channels the mean
+        square is over all.
     border : int
         Pixels shaved from every side; the authors shave `scale`.
 
@@ -90,7 +91,8 @@ def psnr(output: NDArray[Any], truth: NDArray[Any], border: int = 0) -> float:
     """
     a, b = _shaved(output, truth, border)
     total = 0  # of integers: exact
-    for row_a, row_b in zip(a, b, strict=True):
+    rows = (x.reshape(-1, x.shape[-1]) for x in (a, b))
+    for row_a, row_b in zip(*rows, strict=True):
         difference = row_a.astype(np.int64) - row_b
         total += int(difference @ difference)
     return math.inf if total == 0 else 10 * math.log10(255**2 * a.size / total)
@@ -105,7 +107,7 @@ def ssim(output: NDArray[Any], truth: NDArray[Any], border: int = 0) -> float:
     Parameters
     ----------
     output, truth, border
-        As for `psnr`; at least 11x11 pixels must be left within the border.
+        As for `psnr`, of one channel; at least 11x11 pixels must be left within the border.
 
     Raises
     ------
@@ -113,6 +115,8 @@ def ssim(output: NDArray[Any], truth: NDArray[Any], border: int = 0) -> float:
         For an argument of the wrong type, dtype, shape or range.
     """
     a, b = _shaved(output, truth, border)
+    if a.ndim != 2:
+        raise ValueError(f"output has shape {a.shape} within the border, want (H, W)")
     if min(a.shape) < 11:
         raise ValueError(f"image has shape {a.shape} within the border, want at least 11x11")
     from skimage.metrics import structural_similarity

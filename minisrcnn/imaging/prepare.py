@@ -112,3 +112,34 @@ def prepare(
     border = "mirror" if degradation == "bicubic-mirror" else "clamp"
     small = imresize(label, output_size=(H // scale, W // scale), border=border)
     return imresize(small, output_size=(H, W), border=border), label
+
+
+def prepare_rgb(
+    image: NDArray[np.uint8],
+    scale: int,
+    degradation: str = "bicubic",
+    dtype: DTypeLike = np.float32,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return what a network of three channels is given, and what it should give back.
+
+    Each colour is degraded as :func:`prepare` degrades Y.
+
+    Parameters
+    ----------
+    image : uint8 ndarray, shape (H, W) or (H, W, 3)
+        Grayscale is taken as RGB of equal channels.
+    scale, degradation, dtype
+        As for :func:`prepare`.
+
+    Returns
+    -------
+    input, label : ndarray, both shape (3, H - H % scale, W - W % scale)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`prepare`.
+    """
+    colours = [image[..., c] for c in range(3)] if np.ndim(image) == 3 else [image] * 3
+    pairs = [prepare(colour, scale, degradation, dtype) for colour in colours]
+    return np.stack([x for x, _ in pairs]), np.stack([t for _, t in pairs])

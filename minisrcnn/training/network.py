@@ -14,7 +14,8 @@ from .settings import Plan
 def new_network(plan: Plan, backend: ModuleType) -> SRCNN:
     """Return the network of a plan, with the weights that its seed draws."""
     init = "normal" if plan.recipe.init == "normal" else "he"
-    net = SRCNN(plan.arch, backend=backend, seed=plan.seed, init=init)  # type: ignore[arg-type]
+    net = SRCNN(plan.arch, channels=plan.channels, backend=backend, seed=plan.seed,
+                init=init)  # type: ignore[arg-type]
     if plan.recipe.init == "identity":
         initialise(net)
     return net
@@ -23,9 +24,10 @@ def new_network(plan: Plan, backend: ModuleType) -> SRCNN:
 def initialise(net: SRCNN) -> None:
     """Turn He's random weights into a network that starts as the identity.
 
-    Filter 0 of every layer passes on channel 0, and nothing else, unchanged:
+    Filter f of every layer, for each channel f of the image, passes on channel f, and nothing
+    else, unchanged:
 
-        w[0,c,u,v] = 1 where c = 0 and (u, v) is the centre, else 0
+        w[f,c,u,v] = 1 where c = f and (u, v) is the centre, else 0
 
     An image in [0, 1] is not changed by ReLU, so the output is the input, bicubic, plus what the
     last layer makes of the other, random, features; those weights are made a hundred times
@@ -34,7 +36,8 @@ def initialise(net: SRCNN) -> None:
     Parameters
     ----------
     net : SRCNN
-        Of one channel and odd kernels; drawn with ``init="he"``. Changed in place.
+        Of odd kernels and as many filters as channels, at least; drawn with ``init="he"``.
+        Changed in place.
     """
     changed: dict[str, Any] = {}
     *_, last, _ = net.parameters
@@ -43,8 +46,9 @@ def initialise(net: SRCNN) -> None:
         if w.ndim == 4:
             if name == last:
                 w *= 0.01
-                w[:, 0] = 0
+                w[:, :net.channels] = 0
             else:
-                w[0] = 0
-            w[0, 0, w.shape[2] // 2, w.shape[3] // 2] = 1
+                w[:net.channels] = 0
+            for c in range(net.channels):
+                w[c, c, w.shape[2] // 2, w.shape[3] // 2] = 1
     net.load_parameters(changed)

@@ -17,7 +17,7 @@ from ..imaging.datasets import Dataset, fallback_photographs, load_dataset, load
 from ..imaging.files import read_image
 from ..imaging.metrics import psnr
 from ..imaging.patches import patch_index
-from ..imaging.prepare import prepare
+from ..imaging.prepare import prepare, prepare_rgb
 from ..imaging.resize import imresize
 from ..srcnn import SRCNN, parse_arch
 from .ranks import Ranks
@@ -37,6 +37,7 @@ class Data:
     ----------
     name : str
     inputs, labels : sequences of (H, W) arrays
+        (3, H, W) for a network of three channels.
     index : (P, 3) array
         Where the patches are; see :func:`minisrcnn.imaging.patches.patch_index`.
     checksum : int
@@ -117,7 +118,7 @@ def load_data(plan: Plan, say: Say) -> tuple[Data, Validation, Plan]:
     train_set, scored = _sets(plan, say)
     pairs = _prepared(train_set, plan, say, plan.recipe.rescaled)
     inputs, labels = [x for x, _ in pairs], [t for _, t in pairs]
-    index = patch_index(inputs, size, plan.recipe.stride)
+    index = patch_index([x if x.ndim == 2 else x[0] for x in inputs], size, plan.recipe.stride)
     if not len(index):
         raise MinisrcnnError(f"{train_set.name}: no picture has {size}x{size} pixels, the size "
                              "of a patch")
@@ -173,7 +174,7 @@ def _prepared(
 
     Each picture is followed by the rescaled copies of it that are large enough.
     """
-    pairs = []
+    pairs, ready = [], prepare if plan.channels == 1 else prepare_rgb
     for path in dataset.paths:
         try:
             image = read_image(path)
@@ -183,13 +184,13 @@ def _prepared(
             say(f"Skipped: {error}")
             continue
         image = image[..., :3] if image.ndim == 3 else image
-        pairs.append(prepare(image, plan.scale, plan.recipe.degradation))
+        pairs.append(ready(image, plan.scale, plan.recipe.degradation))
         H, W = image.shape[:2]
         for factor in rescaled:
             size = round(factor * H), round(factor * W)
             if min(size) >= 2 * plan.scale:
                 copy = imresize(image, output_size=size)
-                pairs.append(prepare(copy, plan.scale, plan.recipe.degradation))
+                pairs.append(ready(copy, plan.scale, plan.recipe.degradation))
     if not pairs:
         raise MinisrcnnError(f"{dataset.name}: none of its pictures can be used")
     return pairs
@@ -201,7 +202,7 @@ def load_validation(dataset: Dataset, plan: Plan, say: Say) -> Validation:
     inputs, labels = [x for x, _ in pairs], [t for _, t in pairs]
     bicubic = _mean_psnr(inputs, labels, plan.scale)
     published = PUBLISHED.get((dataset.name, plan.scale))
-    if plan.recipe.degradation != "bicubic" or not dataset.registered:
+    if plan.recipe.degradation != "bicubic" or plan.channels != 1 or not dataset.registered:
         published = None
     elif published and abs(bicubic - published.bicubic) > TOLERANCE:
         say(f"Bicubic reads {bicubic:.3f} dB on {dataset.name} where {published.bicubic:.3f} is "

@@ -87,7 +87,7 @@ def _curve(lines: list[dict[str, Any]], result: TrainResult) -> Any:
                                      label=f"{name}, {value:.2f} dB"))
     low = min([scored.bicubic - 0.3, *(line["psnr"] for line in scores[1:] or scores)])
     high = max([*levels.values(), *(line["psnr"] for line in scores), scored.bicubic])
-    right.set(ylabel="PSNR on Y, dB", ylim=(low - 0.1, high + 0.2))
+    right.set(ylabel=f"PSNR on {_planes(result)}, dB", ylim=(low - 0.1, high + 0.2))
     left.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2,
                 fontsize="small", frameon=False)
     left.grid(alpha=0.3)
@@ -125,19 +125,26 @@ def _before_after(result: TrainResult) -> Any:
     n = int(np.argmin(before))
     x, t = scored.inputs[n], scored.labels[n]
     y = result.net.predict(x)
-    window = _worst_window((x - t) ** 2)
+    H, W = x.shape[-2:]
+    window = _worst_window(((x - t) ** 2).reshape(-1, H, W).sum(axis=0))
     name = _INPUT[result.plan.recipe.degradation]
     panels = [(f"{name}, {before[n]:.2f} dB", x), (f"SRCNN, {psnr(y, t, scale):.2f} dB", y),
               ("truth", t)]
-    H, W = x[window].shape
+    H, W = (side.stop - side.start for side in window)
     figure = _figure(10.5, 10.5 / 3 * H / W + 0.8)
     for axis, (title, image) in zip(figure.subplots(1, 3), panels, strict=True):
-        axis.imshow(image[window], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        part = image[(..., *window)]
+        axis.imshow(part if part.ndim == 2 else part.clip(0, 1).transpose(1, 2, 0), cmap="gray",
+                    vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title)
         axis.axis("off")
-    figure.suptitle(f"{scored.name}, {scored.titles[n]}, scale {scale} (a part of Y; PSNR of the "
-                    "whole)", fontsize="medium")
+    figure.suptitle(f"{scored.name}, {scored.titles[n]}, scale {scale} (a part of "
+                    f"{_planes(result)}; PSNR of the whole)", fontsize="medium")
     return figure
+
+
+def _planes(result: TrainResult) -> str:
+    return "Y" if result.plan.channels == 1 else "RGB"
 
 
 def _worst_window(error: NDArray[Any]) -> tuple[slice, slice]:
@@ -168,7 +175,8 @@ def _page(result: TrainResult) -> str:
     about = settings.pop("about")
     settings.pop("name")
     settings = {"data": result.data.name, "patches": len(result.data.index), "scale": plan.scale,
-                "arch": plan.arch, "filters": "-".join(map(str, result.net.filters)),
+                "arch": plan.arch, "channels": plan.channels,
+                "filters": "-".join(map(str, result.net.filters)),
                 "seed": plan.seed, "backend": plan.backend} | settings
     table = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
     versions = ("minisrcnn", "python", "numpy", "numba", "system", "processor", "cores")
@@ -176,7 +184,8 @@ def _page(result: TrainResult) -> str:
                       for name in versions if name in machine)
     warning = "" if scored.comparable else (
         "\n**These scores compare with no published ones**: "
-        + ("the recipe degrades pictures in its own way.\n" if recipe.degradation != "bicubic"
+        + ("they are of RGB, all three channels together.\n" if plan.channels > 1 else
+           "the recipe degrades pictures in its own way.\n" if recipe.degradation != "bicubic"
            else "they are not of the original Set5 at a scale that figures are known for.\n"))
     unfinished = "" if result.finished else (
         f"\n**Stopped early**, at step {progress.step:,} of {result.steps:,}; "
@@ -188,7 +197,7 @@ def _page(result: TrainResult) -> str:
 
 ## Score
 
-Mean PSNR on Y, {scored.name}, {len(scored.titles)} pictures, in dB.
+Mean PSNR on {_planes(result)}, {scored.name}, {len(scored.titles)} pictures, in dB.
 {warning}
 | | PSNR | against {start.split(',')[0]} |
 |---|---|---|

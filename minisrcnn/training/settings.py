@@ -36,12 +36,14 @@ class TrainSettings:
         Instead of the recipe's; see :func:`minisrcnn.imaging.prepare.prepare`.
     epochs, batch_size : int, optional
         Instead of the recipe's.
+    rgb : bool, optional
+        Train one network of three channels on RGB, instead of one on Y.
     backend : str, optional
         ``"auto"`` by default.
     seed : int, optional
         0 by default.
     out : path, optional
-        The run's folder; ``runs/RECIPE-ARCH-xSCALE`` by default.
+        The run's folder; ``runs/RECIPE-ARCH-xSCALE`` by default, for RGB with ``-rgb``.
     resume : bool
         Go on from the checkpoint in ``out``.
     threads : int, optional
@@ -59,6 +61,7 @@ class TrainSettings:
     degradation: str | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    rgb: bool | None = None
     backend: str | None = None
     seed: int | None = None
     out: Path | None = None
@@ -78,6 +81,7 @@ class Plan:
     seed: int
     backend: str
     recipe: Recipe
+    channels: int = 1
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -105,6 +109,7 @@ def new_plan(settings: TrainSettings) -> Plan:
     return Plan(
         settings.data, 3 if settings.scale is None else settings.scale,
         settings.arch or "9-1-5", settings.seed or 0, settings.backend or "auto", recipe,
+        3 if settings.rgb else 1,
     )
 
 
@@ -116,6 +121,7 @@ def resumed_plan(settings: TrainSettings, old: Plan) -> Plan:
         "degradation": (settings.degradation, old.recipe.degradation),
         "epochs": (settings.epochs, old.recipe.epochs),
         "batch-size": (settings.batch_size, old.recipe.batch), "seed": (settings.seed, old.seed),
+        "rgb": (settings.rgb, old.channels == 3),
         "backend": (None if settings.backend == "auto" else settings.backend, old.backend),
     }
     for name, (value, was) in asked.items():
@@ -131,4 +137,5 @@ def run_folder(settings: TrainSettings) -> Path:
     if settings.out is not None:
         return Path(settings.out)
     plan = new_plan(settings)
-    return RUNS / f"{plan.recipe.name}-{plan.arch}-x{plan.scale}"
+    rgb = "-rgb" if plan.channels == 3 else ""
+    return RUNS / f"{plan.recipe.name}-{plan.arch}-x{plan.scale}{rgb}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,6 +70,7 @@ class HostStepper:
     def __init__(self, net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks) -> None:
         self.net, self.data, self.recipe, self.ranks = net, data, recipe, ranks
         self.padding = net.shrinkage // 2
+        self._inputs, self._labels = _channels(data.inputs), _channels(data.labels)
         rate = recipe.lr
         self.optimizer: SGD | Adam
         if recipe.optimizer in _ADAMS:
@@ -99,12 +100,16 @@ class HostStepper:
     def _patches(self, batch: slice) -> tuple[Any, Any]:
         """Return inputs and targets, on the backend."""
         rows, codes = self.data.index[self.order[batch]], self.codes[batch]
-        size, asarray = self.recipe.input_size, self.net.backend.asarray
-        x = gather(self.data.inputs, rows, size)
-        t = gather(self.data.labels, rows, size - 2 * self.padding, offset=self.padding)
-        if self.recipe.augment:
-            x, t = augment(x, codes), augment(t, codes)
-        return asarray(x[:, None], self.net.dtype), asarray(t[:, None], self.net.dtype)
+        size = self.recipe.input_size
+
+        def cut(images: Sequence[NDArray[Any]], size: int, offset: int) -> Any:
+            patches = gather(images, rows, size, offset=offset)
+            return augment(patches, codes) if self.recipe.augment else patches
+
+        x = [cut(images, size, 0) for images in self._inputs]
+        t = [cut(images, size - 2 * self.padding, self.padding) for images in self._labels]
+        asarray, dtype = self.net.backend.asarray, self.net.dtype
+        return asarray(np.stack(x, axis=1), dtype), asarray(np.stack(t, axis=1), dtype)
 
     def _loss_and_gradients(self, batch: slice) -> tuple[Any, dict[str, Any]]:
         return self.net.loss_and_gradients(*self._patches(batch))
@@ -156,7 +161,8 @@ class DeviceStepper:
     def __init__(self, net: SRCNN, data: Data, recipe: Recipe) -> None:
         self.net, self.recipe = net, recipe
         self.trainer = net.backend.DeviceTrainer(
-            net.parameters, [x[None] for x in data.inputs], [t[None] for t in data.labels],
+            net.parameters, [x.reshape(-1, *x.shape[-2:]) for x in data.inputs],
+            [t.reshape(-1, *t.shape[-2:]) for t in data.labels],
             data.index, batch_size=recipe.batch, patch_size=recipe.input_size, lr=recipe.lr,
             optimizer=recipe.optimizer, momentum=recipe.momentum,
         )
@@ -203,6 +209,12 @@ class DeviceStepper:
         """Copy the parameters."""
         for name, value in self.trainer.parameters.items():
             net.parameters[name][...] = value
+
+
+def _channels(images: Sequence[NDArray[Any]]) -> list[list[NDArray[Any]]]:
+    """Return the pictures of each channel, from pictures (H, W) or (C, H, W)."""
+    return [list(planes) for planes in zip(*(x.reshape(-1, *x.shape[-2:]) for x in images),
+                                           strict=True)]
 
 
 def new_stepper(net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks) -> Stepper:

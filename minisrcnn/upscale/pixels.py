@@ -5,7 +5,10 @@ so replacing Y is adding the same to the three colours:
 
     R' = R + (Y' - Y) / 219 * 255        (G, B alike; grayscale is R = G = B)
 
-A strip of the result needs a few more rows of the bicubic Y above and below, as many as the
+A network of three channels restores the bicubic R, G and B themselves; of its result for a
+grayscale picture, the luma is kept.
+
+A strip of the result needs a few more rows of the bicubic planes above and below, as many as the
 kernels reach. With these at hand a strip has the very pixels that the whole would have, so
 memory does not grow with the result.
 """
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     Networks = Callable[[float], Sequence[tuple[SRCNN, int]]]
 
 Image = NDArray[Any]
+Take = Callable[[Image, int], Image]
 
 # Pixels of the result that are worked on at once; with its planes a strip takes about 25 bytes
 # a pixel, and two are under way.
@@ -48,7 +52,7 @@ def upscale_image(image: Image, net: SRCNN, scale: int = 3) -> Image:
         Grayscale, RGB; of 2 and 4 channels the last is alpha, which is resized, bicubic.
         Grayscale is taken as RGB of equal channels.
     net : SRCNN
-        A network of one channel.
+        A network of one channel, for Y, or of three, for RGB.
     scale : int
 
     Returns
@@ -93,8 +97,8 @@ def upscale_strips(
         raise ValueError(f"image has shape {image.shape}, "
                          "want (H, W), (H, W, 2), (H, W, 3) or (H, W, 4)")
     scale = check_integer("scale", scale)
-    if net.channels != 1:
-        raise ValueError(f"net has {net.channels} channels, want 1: the network restores Y alone")
+    if net.channels not in (1, 3):
+        raise ValueError(f"net has {net.channels} channels, want 1, for Y, or 3, for RGB")
     return _strips(image, net, scale, pixels)
 
 
@@ -141,18 +145,30 @@ def _strips(image: Image, net: SRCNN, scale: int, pixels: int) -> Iterator[Image
 
     def planes() -> Iterator[Image]:
         for start, stop in cuts:
-            yield bicubic_luma(x, scale, max(start - above, 0), min(stop + below, H))
+            window = max(start - above, 0), min(stop + below, H)
+            yield (bicubic_luma(x, scale, *window) if net.channels == 1
+                   else bicubic_rgb(x, scale, *window))
 
     for (start, stop), y in zip(cuts, ahead(planes(), len(cuts) > 1), strict=True):
-        change = np.clip(net.predict(y), 0, 1)
-        change -= y
-        change /= _SPAN
+        restored = np.clip(net.predict(y), 0, 1)
         inner = start - max(start - above, 0)
+        inside = slice(inner, inner + stop - start)
+        change = np.zeros((stop - start, W), np.float32)
+        if net.channels == 1:
+            change[:] = (restored[inside] - y[inside]) / _SPAN
         weights, low, high = down.window(start, stop)
         out = np.empty((stop - start, W, x.shape[2]), image.dtype)
-        finish(x[low:high], *_compiled(weights), *across,
-               change[inner : inner + stop - start].astype(np.float32, copy=False), top, out)
+        finish(x[low:high], *_compiled(weights), *across, change, top, out)
+        if net.channels == 3:
+            _put_colours(out, restored[:, inside], top)
         yield out[..., 0] if flat else out
+
+
+def _put_colours(out: Image, rgb: Image, top: np.float32) -> None:
+    """Write R, G and B (3, H, W), in [0, 1], into a strip (H, W, C); of grayscale, their luma."""
+    planes = rgb if out.shape[2] > 2 else [np.tensordot(_LUMA / _LUMA.sum(), rgb, 1)]
+    for c, plane in enumerate(planes):
+        out[..., c] = plane * top + np.float32(0.5)  # truncates: with the 1/2, rounds half up
 
 
 def _compiled(axis: Axis) -> tuple[Image, Image]:
@@ -172,6 +188,30 @@ def bicubic_luma(image: Image, scale: int, first: int, last: int) -> NDArray[np.
 
     The weights are those of the whole picture; only the rows that these take are looked at.
     """
+    return _bicubic(image, _y, scale, first, last)
+
+
+def bicubic_rgb(image: Image, scale: int, first: int, last: int) -> NDArray[np.float32]:
+    """Return rows of the bicubic R, G and B (3, h, W): what a network of three channels is given.
+
+    As :func:`bicubic_luma`; grayscale is RGB of equal channels.
+    """
+    def plane(c: int) -> NDArray[np.float32]:
+        def take(part: Image, colours: int) -> Image:
+            top = np.float32(np.iinfo(part.dtype).max)
+            return part[..., c].astype(np.float32) / top
+
+        return _bicubic(image, take, scale, first, last)
+
+    if image.shape[2] < 3:
+        return np.stack([plane(0)] * 3)
+    return np.stack([plane(c) for c in range(3)])
+
+
+def _bicubic(
+    image: Image, take: Take, scale: int, first: int, last: int
+) -> NDArray[np.float32]:
+    """Return rows of a bicubic plane, which ``take`` makes of the pixels and their colours."""
     from minisrcnn.kernels.cpu import resample
 
     H, W = image.shape[:2]
@@ -179,19 +219,19 @@ def bicubic_luma(image: Image, scale: int, first: int, last: int) -> NDArray[np.
     columns = axis_weights(W, W * scale, float(scale))
     out = np.empty((last - first, W * scale), np.float32)
     resample.plane.compile("float32")(
-        _luma(image, low, high), *_compiled(rows), *_compiled(columns), out)
+        _plane(image, take, low, high), *_compiled(rows), *_compiled(columns), out)
     return out
 
 
-def _luma(image: Image, low: int, high: int) -> NDArray[np.float32]:
-    """Return the Y of some rows; under transparent pixels that of the visible ones beside them."""
+def _plane(image: Image, take: Take, low: int, high: int) -> NDArray[np.float32]:
+    """Take some rows; under transparent pixels what the visible ones beside them have."""
     C = image.shape[2]
     if C in (1, 3):
-        return _y(image[low:high], C)
+        return take(image[low:high], C)
     bottom = len(image)
     start, stop = max(low - _BLEED, 0), min(high + _BLEED, bottom)
     part = image[start:stop]
-    y, alpha = _y(part, C - 1), part[..., -1]
+    y, alpha = take(part, C - 1), part[..., -1]
     top = np.iinfo(image.dtype).max
     if (alpha != top).any():
         y = _bled(y, alpha.astype(np.float32) / np.float32(top))
