@@ -141,12 +141,18 @@ class Evaluation:
                    _mean(models) if models else None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the scores as plain data: name, scale, images, mean, published_psnr."""
+        """Return the scores as plain data: name, scale, images, mean, published_psnr.
+
+        There is a key ``"rgb"`` where R, G and B were scored.
+        """
+        def scored(items: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {key: value for key, value in items if key != "rgb" or value is not None}
+
         return {
             "name": self.name,
             "scale": self.scale,
-            "images": [asdict(row) for row in self.rows],
-            "mean": asdict(self.mean),
+            "images": [asdict(row, dict_factory=scored) for row in self.rows],
+            "mean": asdict(self.mean, dict_factory=scored),
             "published_psnr": {} if self.published is None else
                               {"bicubic": self.published.bicubic} | self.published.of(),
         }

@@ -134,8 +134,8 @@ class Bench:
         The last weights of the experiments that ended, by name.
     ended : set
         The names of all that ended, well or not.
-    lock : Lock
-        Held while pictures are prepared and kernels compiled: once, not once a thread.
+    reading, compiling : Lock
+        Held while pictures are prepared, and kernels compiled: once, not once a thread.
     """
 
     backend: ModuleType
@@ -144,7 +144,8 @@ class Bench:
     until: float
     weights: dict[str, Arrays] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    reading: threading.Lock = field(default_factory=threading.Lock)
+    compiling: threading.Lock = field(default_factory=threading.Lock)
     _prepared: dict[Any, Any] = field(default_factory=dict)
 
     def pictures(self, plan: Plan) -> tuple[Data, Validation, Plan]:
@@ -152,7 +153,7 @@ class Bench:
         r = plan.recipe
         key = (plan.scale, plan.arch, plan.channels, r.degradation, r.rescaled, r.input_size,
                r.stride)
-        with self.lock:
+        with self.reading:
             if key not in self._prepared:
                 data, _, _ = load_data(plan, say=_nothing)
                 self._prepared[key] = data, load_validation(self.held_out, plan, _nothing)
@@ -214,7 +215,7 @@ class Run:
     def train(self) -> dict[str, Any]:
         """Train to the end, or until time is up; return what goes into the results."""
         e, begin = self.experiment, time.monotonic()
-        with self.bench.lock:
+        with self.bench.compiling:
             self.stepper: Stepper = new_stepper(self.net, self.data, e.recipe, Ranks())
             # A device's trainer has a stream of its own, which need not wait for this thread's.
             self.stream = (self.bench.stream(null=True) if hasattr(self.stepper, "trainer")

@@ -1,6 +1,6 @@
 """Put a finished training into the package: model, card, registry, log.
 
-    python docs/curves/ship_model.py RUN NAME [--default] [--machine TEXT]
+    python docs/curves/ship_model.py RUN NAME [--default] [--machine TEXT] [--same-bits TEXT]
 
 RUN is the folder of a training, NAME what the model is to be called, such as 9-1-5-x3.
 """
@@ -30,6 +30,9 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--default", action="store_true", help="the model of its scale by default")
     parser.add_argument("--machine", default="one thread of an AMD EPYC that had other work")
+    parser.add_argument("--same-bits", help="where the command gives the very same file",
+                        default="the numba backend and a processor with AVX-512, with any number "
+                        "of threads; other processors differ in the last digits")
     args = parser.parse_args()
     source, target = args.run / "model.safetensors", FOLDER / f"{args.name}.safetensors"
     save_state(target, *load_state(source))
@@ -41,7 +44,8 @@ def main() -> None:
     entry = {
         "name": args.name, "scale": model.scale, "arch": model.arch, "channels": model.channels,
         "default": args.default, "sha256": sha256,
-        "psnr": {name: round(score.mean.model.psnr, 3) for name, score in scores.items()},
+        "psnr": {name: round(score.mean.model.psnr if model.channels == 1 else
+                             score.mean.model.rgb, 3) for name, score in scores.items()},
     }
     registry = FOLDER / "registry.json"
     entries = {e["name"]: e for e in json.loads(registry.read_text())} if registry.exists() else {}
@@ -87,12 +91,13 @@ def card(args, model, log, scores, sha256) -> str:
         mean = result.mean
         lines.append(f"| {name} | **{mean.model.psnr:.3f}** | {mean.model.ssim:.4f} | "
                      f"{mean.bicubic.psnr:.3f} | {authors or 'none'} |")
+        if mean.model.rgb is not None:
+            lines.append(f"| {name}, R, G and B together | **{mean.model.rgb:.3f}** | | "
+                         f"{mean.bicubic.rgb:.3f} | none |")
     lines += [
         "", "## Training", "",
         f"    {command}", "",
-        "gives this file bit for bit on the numba backend and a processor with AVX-512, with any "
-        "number of threads; other",
-        "processors differ in the last digits. "
+        f"gives this file bit for bit on {args.same_bits}.",
         f"Seed {seed}, {recipe['epochs']} passes over {start['patches']:,} patches, "
         f"{epochs[-1]['step']:,} steps, {epochs[-1]['seconds'] / 60:.0f} minutes on "
         f"{args.machine}.", "",

@@ -51,14 +51,15 @@ def to_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _shaved(
-    output: NDArray[Any], truth: NDArray[Any], border: int
+    output: NDArray[Any], truth: NDArray[Any], border: int, channels: int = 1
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     border = check_integer("border", border, 0)
     for name, image in (("output", output), ("truth", truth)):
         if not isinstance(image, np.ndarray):
             raise TypeError(f"{name} is a {type(image).__name__}, want a NumPy array")
-        if image.ndim not in (2, 3):
-            raise ValueError(f"{name} has shape {image.shape}, want (H, W) or (C, H, W)")
+        if image.ndim != 2 and not (image.ndim == 3 and len(image) == channels > 1):
+            want = "(H, W)" if channels == 1 else f"(H, W) or ({channels}, H, W)"
+            raise ValueError(f"{name} has shape {image.shape}, want {want}")
     if output.shape != truth.shape:
         raise ValueError(f"output has shape {output.shape}, want the shape of truth, {truth.shape}")
     H, W = truth.shape[-2:]
@@ -73,8 +74,8 @@ def psnr(output: NDArray[Any], truth: NDArray[Any], border: int = 0) -> float:
 
     Parameters
     ----------
-    output, truth : ndarray, shape (H, W) or (C, H, W)
-        Floats in [0, 1] (clipped and rounded to 1/255), or uint8. Of several channels the mean
+    output, truth : ndarray, shape (H, W) or (3, H, W)
+        Floats in [0, 1] (clipped and rounded to 1/255), or uint8. Of three channels the mean
         square is over all.
     border : int
         Pixels shaved from every side; the authors shave `scale`.
@@ -89,7 +90,7 @@ def psnr(output: NDArray[Any], truth: NDArray[Any], border: int = 0) -> float:
     TypeError, ValueError
         For an argument of the wrong type, dtype, shape or range.
     """
-    a, b = _shaved(output, truth, border)
+    a, b = _shaved(output, truth, border, 3)
     total = 0  # of integers: exact
     rows = (x.reshape(-1, x.shape[-1]) for x in (a, b))
     for row_a, row_b in zip(*rows, strict=True):
@@ -115,8 +116,6 @@ def ssim(output: NDArray[Any], truth: NDArray[Any], border: int = 0) -> float:
         For an argument of the wrong type, dtype, shape or range.
     """
     a, b = _shaved(output, truth, border)
-    if a.ndim != 2:
-        raise ValueError(f"output has shape {a.shape} within the border, want (H, W)")
     if min(a.shape) < 11:
         raise ValueError(f"image has shape {a.shape} within the border, want at least 11x11")
     from skimage.metrics import structural_similarity
