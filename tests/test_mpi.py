@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from minisrcnn.checkpoint import load_state
 from minisrcnn.engine.backends import unavailable_reason
@@ -100,6 +101,32 @@ def test_the_bits_of_one_process(place, count, threads):
     assert (place / f"run{count}/report.md").exists()
 
 
+def test_devices_share_a_batch(place):
+    """GPU ranks, on the emulated device: gradients go through the host, the bits are the same."""
+    if (reason := unavailable_reason("cupy-emulated")) is not None:
+        pytest.skip(f"backend cupy-emulated: {reason}")
+    for folder, shape in (("T91", (75, 61)), ("Set5", (12, 14))):
+        (place / "few" / folder).mkdir(parents=True)
+        image = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
+        write_image(place / "few" / folder / "0.png", image)
+    for count in (2, 3):  # a batch is 6 chunks, the last one smaller
+        done = ranks(place, count, "train", "--data", "few", "--backend", "cupy-emulated",
+                     "--arch", "3-3", "--recipe", "paper", "--scale", "2", "--batch-size", "11",
+                     "--epochs", "2", "--out", f"devices{count}")
+        assert done.returncode == 0, done.stderr
+    assert_same(place / "devices3", place / "devices2")
+
+
+@pytest.mark.slow
+def test_one_picture_is_written_once(place):
+    picture = str(next((place / "pictures/T91").iterdir()))
+    done = ranks(place, 2, "upscale", picture, "-o", "large.png", "--scale", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "large.png\n"
+    with Image.open(place / "large.png") as large:
+        assert large.size == (240, 220)
+
+
 @pytest.mark.slow
 def test_resumed_on_another_number_of_ranks(place):
     for count, more in ((2, [*TRAIN, "--max-minutes", "0"]), (1, ["train", "--max-minutes", "0"]),
@@ -113,7 +140,7 @@ def test_resumed_on_another_number_of_ranks(place):
 @pytest.mark.parametrize("args, says", [
     ([*TRAIN, "--out", "run1"], "holds files already"),  # found by the first rank alone
     ([*TRAIN, "--data", "nowhere", "--out", "new"], "nowhere: neither a folder"),  # found by all
-    ([*TRAIN, "--backend", "numpy", "--out", "new"], "want numba for 2 ranks"),
+    ([*TRAIN, "--backend", "numpy", "--out", "new"], "want numba or cupy for 2 ranks"),
 ])
 def test_a_wrong_request_is_one_line(place, args, says):
     done = ranks(place, 2, *args)

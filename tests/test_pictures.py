@@ -192,6 +192,17 @@ def test_shards_are_disjoint_and_whole(tmp_path):
             shard_of(bad)
 
 
+def test_one_picture_is_the_first_shards_alone(tmp_path):
+    """Under mpiexec every rank has the whole command line: one of them writes the file."""
+    colours().save(tmp_path / "a.png")
+    for picture, out in (("a.png", tmp_path / "o.png"), ("a.png", "-"), ("-", None),
+                         ("-", tmp_path / "o.png")):
+        sources = find_sources([picture if picture == "-" else str(tmp_path / picture)], False,
+                               [], [])
+        jobs = [make_plan(sources, out and str(out), "_x2", part=(i, 3)).jobs for i in range(3)]
+        assert [len(found) for found in jobs] == [1, 0, 0], (picture, out)
+
+
 def test_a_torn_manifest_is_read(tmp_path):
     manifest = Manifest(tmp_path / "m.jsonl")
     (tmp_path / "b.png").write_bytes(b"x")

@@ -137,9 +137,10 @@ def upscale_command(
             max_output=round(max_output * 1e6))
         announce_backend(networks(1)[0][0].backend, backend, note)
         outcomes = _run(todo, networks, load, options, jobs,
-                        _manifest_of(manifest, part), resume, as_json, plan.existing)
-        if contact_sheet is not None:
-            _sheet(contact_sheet, outcomes)
+                        _of_part(manifest, part) if manifest else None, resume, as_json,
+                        plan.existing)
+        if contact_sheet is not None and (outcomes or part[1] == 1):
+            _sheet(str(_of_part(contact_sheet, part)), outcomes)
     failed = sum(outcome.error is not None for outcome in outcomes)
     if as_json:
         from ..upscale.batch import as_dict
@@ -218,10 +219,10 @@ def _box(text: str | None) -> tuple[int | None, int | None] | None:
     return sides[0], sides[1]
 
 
-def _manifest_of(path: str | None, part: tuple[int, int]) -> Path | None:
-    """Every part has a manifest of its own: files on several machines cannot be appended to."""
-    if path is None or part[1] == 1:
-        return (path and Path(path)) or None
+def _of_part(path: str, part: tuple[int, int]) -> Path:
+    """Return a name of its own for every part: files on several machines cannot be shared."""
+    if part[1] == 1:
+        return Path(path)
     name = Path(path)
     return name.with_name(f"{name.stem}.{part[0]}-of-{part[1]}{name.suffix}")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -104,7 +105,9 @@ def _prepare(
     if settings.threads is not None:
         _set_threads(backend, settings.threads)
     elif hasattr(backend, "set_threads"):
-        ranks.set_threads(backend.set_threads)
+        _share_threads(ranks)
+    if hasattr(backend, "use_device"):
+        backend.use_device(ranks.local_rank)
     asked, plan = plan.backend, replace(plan, backend=backend.NAME)
     data, validation, plan = load_data(plan, say)
     announce_backend(backend, asked, say, ("train", "predict"))
@@ -346,6 +349,14 @@ def epoch_order(
     """Return the order and the orientation codes (0..7) of an epoch's patches."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, epoch)))
     return rng.permutation(patches), rng.integers(8, size=patches)
+
+
+def _share_threads(ranks: Ranks) -> None:
+    """Share the processor out among the ranks of this machine."""
+    if ranks.local_size > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with contextlib.suppress(ValueError):  # NUMBA_NUM_THREADS allows fewer
+            set_threads(max(1, (cores or 1) // ranks.local_size))
 
 
 def _set_threads(backend: ModuleType, threads: int) -> None:

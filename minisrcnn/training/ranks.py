@@ -1,13 +1,15 @@
 """Several processes that train one network: the ranks of an MPI job, or one process alone.
 
-Bits must not depend on the number of ranks, and floating-point sums depend on their order. So what
-is shared out are the chunks of a batch, which the batch alone fixes; every rank gets all chunks'
-gradients (Allgatherv, not Allreduce) and adds them in the order of the chunks, as one process does.
+Bits must not depend on the number of ranks, and floating-point sums depend on their order, which
+Allreduce does not promise. So what is shared out are the chunks of a batch, which the batch alone
+fixes, and their gradients are added in the order of the chunks, as one process does: each rank adds
+up a run of the columns, of all chunks (Alltoallv), and the sums go to all (Allgatherv).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import traceback
@@ -32,10 +34,12 @@ class Ranks:
     ----------
     rank, size : int
         Of this process, from 0, and how many there are.
+    local_rank, local_size : int
+        The same among those on this machine.
     """
 
-    rank = 0
-    size = 1
+    rank = local_rank = 0
+    size = local_size = 1
 
     def run_on_first(self, function: Callable[[], T]) -> T:
         """Return what a function returns on rank 0, or raise its MinisrcnnError, everywhere."""
@@ -57,8 +61,22 @@ class Ranks:
         """Return the rows of all items, in order, from every rank's share of them."""
         return rows
 
-    def set_threads(self, set_threads: Callable[[int], None]) -> None:
-        """Share the processor out among the ranks of one machine."""
+    def add_in_order(
+        self, rows: NDArray[Any], items: int, add: Callable[[NDArray[Any]], NDArray[Any]]
+    ) -> NDArray[Any]:
+        """Return the sum of the rows of all items, in order, from every rank's share of them.
+
+        Parameters
+        ----------
+        rows : (any, K) array
+            Of this rank's items, by :meth:`share`.
+        items : int
+            Of all ranks together.
+        add : callable
+            Adds the rows of an (items, any) array in order, column by column.
+        """
+        return add(rows)
+
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -77,6 +95,8 @@ class MPIRanks(Ranks):
                                  f"library: pip install '.[mpi]' ({error})") from None
         self._mpi, self._world = MPI, MPI.COMM_WORLD
         self.rank, self.size = self._world.rank, self._world.size
+        here = self._world.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = here.rank, here.size
 
     def run_on_first(self, function: Callable[[], T]) -> T:
         """Return what a function returns on rank 0, or raise its MinisrcnnError, everywhere."""
@@ -112,25 +132,42 @@ class MPIRanks(Ranks):
 
     def gather(self, rows: NDArray[Any], items: int) -> NDArray[Any]:
         """Return the rows of all items, in order, from every rank's share of them."""
+        everything = np.empty((items, *rows.shape[1:]), rows.dtype)
+        width = everything[:1].size
+        counts = [count * width for count in self._shares(items)]
+        self._world.Allgatherv(self._buffer(rows), self._buffer(everything, counts))
+        return everything
+
+    def add_in_order(
+        self, rows: NDArray[Any], items: int, add: Callable[[NDArray[Any]], NDArray[Any]]
+    ) -> NDArray[Any]:
+        """Return the sum of the rows of all items, in order, from every rank's share of them."""
+        counts, widths = self._shares(items), self._shares(rows.shape[1])
+        first, last = self.share(rows.shape[1])
+        # A run of columns for each rank: what comes back are the chunks of all, in order.
+        runs = np.split(rows, np.cumsum(widths)[:-1], axis=1)
+        mine = np.empty((items, last - first), rows.dtype)
+        self._world.Alltoallv(
+            self._buffer(np.concatenate([run.ravel() for run in runs]),
+                         [len(rows) * width for width in widths]),
+            self._buffer(mine, [count * (last - first) for count in counts]))
+        total = np.empty(rows.shape[1], rows.dtype)
+        sums = add(mine) if mine.size else mine[0]  # more ranks than columns
+        self._world.Allgatherv(self._buffer(sums), self._buffer(total, widths))
+        return total
+
+    def _shares(self, items: int) -> list[int]:
+        """Return how many items each rank has."""
+        ends = [items * rank // self.size for rank in range(self.size + 1)]
+        return [end - start for start, end in itertools.pairwise(ends)]
+
+    def _buffer(self, a: NDArray[Any], counts: list[int] | None = None) -> list[Any]:
+        """Return what MPI takes: an array, how much of it is each rank's, and its type."""
         from mpi4py.util import dtlib
 
-        width = rows[0].size if len(rows) else 0
-        width = self._world.allreduce(width, self._mpi.MAX)
-        everything = np.empty((items, width), rows.dtype)
-        ends = [items * (rank + 1) // self.size * width for rank in range(self.size)]
-        starts = [0, *ends[:-1]]
-        counts = [end - start for start, end in zip(starts, ends, strict=True)]
-        kind = dtlib.from_numpy_dtype(rows.dtype)
-        self._world.Allgatherv([np.ascontiguousarray(rows), kind],
-                               [everything, counts, starts, kind])
-        return everything.reshape(items, *rows.shape[1:])
-
-    def set_threads(self, set_threads: Callable[[int], None]) -> None:
-        """Share the processor out among the ranks of one machine."""
-        here = self._world.Split_type(self._mpi.COMM_TYPE_SHARED)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        with contextlib.suppress(ValueError):  # NUMBA_NUM_THREADS allows fewer
-            set_threads(max(1, (cores or 1) // here.size))
+        kind = dtlib.from_numpy_dtype(a.dtype)
+        a = np.ascontiguousarray(a)
+        return [a, kind] if counts is None else [a, counts, kind]
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:

@@ -127,9 +127,13 @@ class HostStepper:
         x, t = self._patches(some)
         elements = t.size // len(t) * N
         partial, losses = backend.chain_partials(params, x, t, size, elements)
-        partial, losses = partial[:last - first], losses[:last - first]
-        return backend.chain_total(params, x, self.ranks.gather(partial, chunks),
-                                   self.ranks.gather(losses[:, None], chunks)[:, 0], elements)
+        partial, losses = backend.to_numpy(partial)[:last - first], losses[:last - first]
+
+        def add(rows: NDArray[Any]) -> NDArray[Any]:
+            return backend.to_numpy(backend.add_partials(backend.asarray(rows, rows.dtype)))
+
+        total = backend.asarray(self.ranks.add_in_order(partial, chunks, add), partial.dtype)
+        return backend.chain_total(params, x, total, self.ranks.gather(losses, chunks), elements)
 
     def losses(self) -> list[float]:
         """Return the losses since the last call."""
@@ -226,8 +230,9 @@ def new_stepper(net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks) -> Stepper
         If there are several ranks, and the backend cannot share out a batch.
     """
     if ranks.size > 1 and not hasattr(net.backend, "chain_partials"):
-        raise MinisrcnnError(f"backend is {net.backend.NAME}, want numba for {ranks.size} ranks "
-                             "of MPI")
-    if hasattr(net.backend, "DeviceTrainer") and recipe.optimizer in ("sgd", "adam"):
+        raise MinisrcnnError(f"backend is {net.backend.NAME}, want numba or cupy for {ranks.size} "
+                             "ranks of MPI")
+    if (ranks.size == 1 and hasattr(net.backend, "DeviceTrainer")
+            and recipe.optimizer in ("sgd", "adam")):
         return DeviceStepper(net, data, recipe)
     return HostStepper(net, data, recipe, ranks)

@@ -114,6 +114,7 @@ def make_plan(
     """
     plan = Plan()
     sources = _without_results(sources, suffix, plan)
+    index, count = part
     if out is not None and (out == STANDARD or not _is_folder(out)):
         if len(sources) > 1:
             raise MinisrcnnError(f"{out}: one file for {len(sources)} pictures, want a folder")
@@ -125,12 +126,14 @@ def make_plan(
             if os.path.realpath(target) == os.path.realpath(source.path) and out != STANDARD:
                 raise MinisrcnnError(f"{out} is the picture to upscale and would be overwritten: "
                                      "name another -o")
-            plan.jobs.append(Job(source.path, target, named=True))
+            if index == 0:  # one picture: the first part's
+                plan.jobs.append(Job(source.path, target, named=True))
         return plan
     if out is None and any(source.path == Path(STANDARD) for source in sources):
         if len(sources) > 1:
             raise MinisrcnnError("- and other pictures have no common place, want -o FOLDER")
-        plan.jobs = [Job(Path(STANDARD), Path(STANDARD), named=True)]
+        if index == 0:
+            plan.jobs.append(Job(Path(STANDARD), Path(STANDARD), named=True))
         return plan
     if out is not None:
         try:
@@ -139,7 +142,6 @@ def make_plan(
             raise MinisrcnnError(f"{out}: cannot make this folder ({error.strerror})") from None
         _check_folder(Path(out))
     taken = {os.path.realpath(source.path): source.path for source in sources}
-    index, count = part
     for number, source in enumerate(sources):
         folder = source.path.parent if out is None else Path(out) / source.tree
         target = _free_name(source, folder, suffix, _ending(source, format, plan), taken, plan)

@@ -36,6 +36,8 @@ DTYPES = ("float32", "float64")
 _THREADS = 256          # of a block of an elementwise kernel, and SUM_THREADS in pointwise.cu
 _REDUCE = (32, 256)     # REDUCE_PARAMS and REDUCE_THREADS in pointwise.cu
 _PREDICT_BYTES = 1 << 28  # activations of a strip of an image in chain_predict
+_CHUNKS = 8             # of a batch that several devices share; large batches have more,
+_LARGEST_CHUNK = 128    # of as many patches as keep a device busy
 
 
 @dataclass
@@ -295,6 +297,79 @@ class CudaBackend:
         grads = self.xp.empty(step.size, x.dtype)
         self.reduce("reduce_gradient", step, grads, size=step.size)
         return step.loss, split_parameters(grads, params)
+
+    def chunk_size(self, N: int) -> int:
+        """Return how many patches of a batch of N have gradients of their own on several devices.
+
+        The batch alone decides, so that the sums do not depend on the number of devices.
+        """
+        return min(-(-N // _CHUNKS), _LARGEST_CHUNK)
+
+    def chain_partials(
+        self, params: dict[str, Array], x: Array, t: Array, size: int, elements: int
+    ) -> tuple[Array, np.ndarray[Any, Any]]:
+        """Return the gradients of each chunk of a batch, or of a run of its chunks.
+
+        Parameters
+        ----------
+        params, x, t
+            As for :meth:`chain_loss_and_gradients`; x and t may be some whole chunks of the batch.
+        size : int
+            Patches of a chunk, :meth:`chunk_size` of the batch; the last chunk may have fewer.
+        elements : int
+            Of the targets of the whole batch: the loss is a mean over them.
+
+        Returns
+        -------
+        partial : (chunks, parameters) device array
+        losses : (chunks,) float64 array, on the host
+            Sums of squared differences.
+        """
+        pairs = checks.chain_loss_and_gradients(params, x, t, self.accepts)
+        chunks = [slice(n, n + size) for n in range(0, x.shape[0], size)]
+        partial = self.xp.empty((len(chunks), sum(v.size for v in params.values())), x.dtype)
+        losses = []
+        for row, chunk in zip(partial, chunks, strict=True):
+            step = self.prepare_step(pairs, x[chunk])
+            self.run_step(step, pairs, t[chunk])
+            self.reduce("reduce_gradient", step, row, size=step.size)
+            row *= x.dtype.type(t[chunk].size / elements)  # the mean was over the chunk
+            losses.append((step.loss, t[chunk].size))
+        return partial, np.array([float(loss) * count for loss, count in losses])
+
+    def add_partials(self, partial: Array) -> Array:
+        """Return the sum of the rows of ``partial`` (chunks, any), in a fixed order.
+
+        Column by column, so that the sum of some columns is a part of the sum of all.
+        """
+        chunks, size = partial.shape
+        # One layer of as many partial gradients: {end, count, parts, from, biases}.
+        table = self.xp.asarray(np.array([[size, size, chunks, 0, 0]], np.int64))
+        total = self.xp.empty(size, partial.dtype)
+        self._reduce("reduce_gradient", partial, table, total, size=size)
+        return total
+
+    def chain_total(
+        self, params: dict[str, Array], x: Array, total: Array,
+        losses: np.ndarray[Any, Any], elements: int,
+    ) -> tuple[float, dict[str, Array]]:
+        """Return the loss and the gradients of a batch from what all of its chunks add up to.
+
+        Parameters
+        ----------
+        params, x, elements
+            As for :meth:`chain_partials`.
+        total : device array
+            From :meth:`add_partials`.
+        losses : array
+            From :meth:`chain_partials`, of all chunks.
+        """
+        return float(losses.sum()) / elements, split_parameters(total, params)
+
+    def use_device(self, number: int) -> None:
+        """Use one of the devices from now on, the first again after the last."""
+        cuda = self.xp.cuda
+        cuda.Device(number % cuda.runtime.getDeviceCount()).use()
 
     def chain_predict(self, params: dict[str, Array], image: Array) -> Array:
         """Run a conv-ReLU chain on an image, every layer 'same'-sized with replicated borders.

@@ -29,9 +29,11 @@ Array = NDArray[Any]
 
 _ACCEPTS = checks.Accepts(np.ndarray, ("float32", "float64"))
 
-# Chunks of a batch, each with gradients of its own: a constant, so that the sums do not depend
-# on the number of threads; enough to keep many threads busy.
+# Chunks of a batch, each with gradients of its own: they follow from the batch alone, so that the
+# sums do not depend on the number of threads or processes. 32 keep many threads busy; large batches
+# have more, for many processes, of as many patches as make adding up a chunk cheap.
 _CHUNKS = 32
+_LARGEST_CHUNK = 16
 
 # What each job needs compiled that takes seconds; an optimizer's rule does not.
 _NEEDS = {
@@ -178,12 +180,12 @@ def chain_loss_and_gradients(
         As ``reference.conv2d_forward``, for any of the arguments.
     """
     partial, losses = chain_partials(params, x, t, chunk_size(x.shape[0]), t.size)
-    return chain_total(params, x, partial, losses, t.size)
+    return chain_total(params, x, add_partials(partial), losses, t.size)
 
 
 def chunk_size(N: int) -> int:
     """Return how many patches of a batch of N have gradients of their own, added at the end."""
-    return -(-N // _CHUNKS)
+    return min(-(-N // _CHUNKS), _LARGEST_CHUNK)
 
 
 def chain_partials(
@@ -203,7 +205,7 @@ def chain_partials(
     Returns
     -------
     partial : (chunks, ...) array
-        In a layout of its own; for :func:`chain_total`.
+        In a layout of its own; for :func:`add_partials`.
     losses : (chunks,) float64 array
         Sums of squared differences.
     """
@@ -223,10 +225,19 @@ def chain_partials(
     return partial, losses
 
 
+def add_partials(partial: Array) -> Array:
+    """Return the sum of the rows of ``partial`` (chunks, any), in order; it is overwritten.
+
+    Column by column, so that the sum of some columns is a part of the sum of all.
+    """
+    chain.add_chunks.compile(partial.dtype.name)(partial)
+    return partial[0]
+
+
 def chain_total(
-    params: dict[str, Array], x: Array, partial: Array, losses: Array, elements: int
+    params: dict[str, Array], x: Array, total: Array, losses: Array, elements: int
 ) -> tuple[float, dict[str, Array]]:
-    """Return the loss and the gradients of a batch from those of all of its chunks, in order.
+    """Return the loss and the gradients of a batch from what all of its chunks add up to.
 
     Parameters
     ----------
@@ -234,17 +245,18 @@ def chain_total(
         As for :func:`chain_partials`.
     x : array
         Any patches of the batch, for their size.
-    partial, losses : arrays
-        From :func:`chain_partials`; ``partial`` is overwritten.
+    total : array
+        From :func:`add_partials`.
+    losses : array
+        From :func:`chain_partials`, of all chunks.
     """
-    name = partial.dtype.name
+    name = total.dtype.name
     shapes = tuple(value.shape for value in params.values() if value.ndim == 4)
-    plan = plan_chain(shapes, x.shape[2], x.shape[3], partial.dtype.itemsize)
-    chain.add_chunks.compile(name)(partial)
+    plan = plan_chain(shapes, x.shape[2], x.shape[3], total.dtype.itemsize)
     grads = {key: np.empty_like(value) for key, value in params.items()}
     new = list(grads.values())
     for i, (dw, db) in enumerate(zip(new[::2], new[1::2], strict=True)):
-        chain.unpack.compile(name)(partial[0], plan.layers, i, dw, db)
+        chain.unpack.compile(name)(total, plan.layers, i, dw, db)
     return float(losses.sum()) / elements, grads
 
 
