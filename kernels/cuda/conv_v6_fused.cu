@@ -9,11 +9,15 @@
 //   2. Results go through shared memory on their way out, so that neighbouring threads store
 //      neighbouring pixels; weights are read four at a time; several input channels are brought in
 //      between two barriers.
-//   3. Borders: the forward repeats the nearest pixel beyond the image ('same'-sized convolution
+//   3. Loads overlap: a number takes hundreds of cycles to come from memory, so a thread asks for
+//      AT_ONCE of them before it waits for the first.
+//   4. Where there are few output channels, several threads share a sum: each takes every
+//      SPLIT-th input channel, and the first one adds up what they have.
+//   5. Borders: the forward repeats the nearest pixel beyond the image ('same'-sized convolution
 //      with replicated borders is the same kernel with an offset; a valid one never reads there),
 //      the input gradient takes dy as zero beyond it.
 //
-// The sum for an output runs over (c,u,v) in the same order wherever its tile lies: an image
+// The sum for an output has one order, by the layer alone, wherever its tile lies: an image
 // computed in strips is bit for bit the image computed whole. An image of all its channels holds at
 // most 2^31 - 1 numbers (offsets within it are ints); there may be any number of images.
 //
@@ -26,6 +30,7 @@
 //     _OUTS       output channels of a thread           _PIXELS     neighbouring pixels of a thread
 //     _BLOCK_OUTS output channels of a block            _COLUMNS    threads along a row
 //     _ROWS       rows of a block                       _STAGE      input channels at a time
+//     _SPLIT      threads that share a sum
 // The values below suit the first layer of SRCNN; the backend always gives its own.
 
 #ifndef REAL
@@ -46,17 +51,36 @@ typedef REAL real;
 #define FWD_COLUMNS 5
 #define FWD_ROWS 5
 #define FWD_STAGE 1
+#define FWD_SPLIT 1
 #endif
 #ifndef DX_OUTS
 #define DX_OUTS 1
 #define DX_PIXELS 3
 #define DX_BLOCK_OUTS 1
-#define DX_COLUMNS 11
-#define DX_ROWS 11
-#define DX_STAGE 4
+#define DX_COLUMNS 7
+#define DX_ROWS 6
+#define DX_STAGE 8
+#define DX_SPLIT 4
 #endif
 
 #define TAPS (CONV_KH * CONV_KW)
+#ifndef AT_ONCE
+#define AT_ONCE 8  // numbers that a thread loads before it stores the first
+#endif
+
+// Call put(e, load(e)) for all e below COUNT, shared out to THREADS threads.
+template <int COUNT, int THREADS, class Load, class Put>
+__device__ __forceinline__ void bring(Load load, Put put) {
+#pragma unroll 1
+  for (int first = threadIdx.x; first < COUNT; first += THREADS * AT_ONCE) {
+    real value[AT_ONCE];
+#pragma unroll
+    for (int k = 0; k < AT_ONCE; ++k) value[k] = load(min(first + k * THREADS, COUNT - 1));
+#pragma unroll
+    for (int k = 0; k < AT_ONCE; ++k)
+      if (first + k * THREADS < COUNT) put(first + k * THREADS, value[k]);
+  }
+}
 
 // Four numbers that travel together: one 16-byte load of floats, two of doubles.
 struct __align__(4 * sizeof(real)) Real4 {
@@ -85,11 +109,14 @@ __device__ __forceinline__ void read_run(const real* from, real (&to)[COUNT]) {
 // BLOCK_OUTS channels x ROWS rows x (COLUMNS * PIXELS) columns; a thread OUTS channels x PIXELS
 // pixels of one row. Threads are numbered along the columns, then rows, then channel groups, so
 // that the threads of a warp mostly share their weights (one read serves all of them) and
-// read different pixels (PIXELS is odd, so that these lie in different banks).
-template <int IN, int OUT, int OUTS, int PIXELS, int BLOCK_OUTS, int COLUMNS, int ROWS, int STAGE>
+// read different pixels (PIXELS is odd, so that these lie in different banks). Last comes the
+// share of the input channels.
+template <int IN, int OUT, int OUTS, int PIXELS, int BLOCK_OUTS, int COLUMNS, int ROWS, int STAGE,
+          int SPLIT>
 struct Tile {
   static constexpr int GROUPS = BLOCK_OUTS / OUTS;
-  static constexpr int THREADS = GROUPS * COLUMNS * ROWS;
+  static constexpr int OWNERS = GROUPS * COLUMNS * ROWS;  // threads of a share
+  static constexpr int THREADS = OWNERS * SPLIT;
   static constexpr int XH = ROWS + CONV_KH - 1, XW = COLUMNS * PIXELS + CONV_KW - 1;
   // Rows of weights are longer than needed, so that writing them transposed spreads over the
   // banks; by four where they are read four at a time, else to an odd number.
@@ -98,7 +125,9 @@ struct Tile {
   // On the way out the results take the place of patch and weights, as many channels of a thread
   // at once as fit.
   static constexpr int WIDTH = COLUMNS * PIXELS, SLICE = GROUPS * ROWS * WIDTH;
-  static constexpr int SHARED = X_SIZE + W_SIZE > SLICE ? X_SIZE + W_SIZE : SLICE;
+  static constexpr int SUMS = (SPLIT - 1) * OUTS * PIXELS * OWNERS;  // of all shares but the first
+  static constexpr int RESULTS = SUMS > SLICE ? SUMS : SLICE;
+  static constexpr int SHARED = X_SIZE + W_SIZE > RESULTS ? X_SIZE + W_SIZE : RESULTS;
   static constexpr int PASS = OUTS % 8 == 0 && 8 * SLICE <= SHARED   ? 8
                               : OUTS % 4 == 0 && 4 * SLICE <= SHARED ? 4
                               : OUTS % 2 == 0 && 2 * SLICE <= SHARED ? 2
@@ -119,7 +148,7 @@ struct Tile {
       int out0, real* shared, real (&sum)[OUTS][PIXELS]) {
     real* const xs = shared;
     real* const ws = shared + X_SIZE;
-    const int t = threadIdx.x;
+    const int t = threadIdx.x % OWNERS, share = threadIdx.x / OWNERS;
     const int column = t % COLUMNS, row = t / COLUMNS % ROWS, group = t / (COLUMNS * ROWS);
 #pragma unroll
     for (int i = 0; i < OUTS; ++i)
@@ -127,32 +156,30 @@ struct Tile {
       for (int j = 0; j < PIXELS; ++j) sum[i][j] = 0;
 
     for (int c0 = 0; c0 < IN; c0 += STAGE) {
-      for (int e = t; e < X_SIZE; e += THREADS) {
-        const int q = e % XW, p = e / XW % XH, c = c0 + e / (XW * XH);
-        const int gx = left + q, gy = top + p;
-        real value = 0;
-        if (c < IN) {
-          if (GRADIENT) {
-            if (gy >= 0 && gy < H && gx >= 0 && gx < W)
-              value = x[(c * H + gy) * W + gx];
-          } else {
-            value = x[(c * H + min(max(gy, 0), H - 1)) * W + min(max(gx, 0), W - 1)];
-          }
-        }
-        xs[e] = value;
-      }
-      for (int e = t; e < STAGE * TAPS * BLOCK_OUTS; e += THREADS) {
-        const int k = e % TAPS, c = c0 + e / TAPS % STAGE, slot = e / (TAPS * STAGE);
-        const int out = out0 + slot;
-        const int tap = GRADIENT ? TAPS - 1 - k : k;
-        real value = 0;
-        if (c < IN && out < OUT) value = w[(GRADIENT ? c * OUT + out : out * IN + c) * TAPS + tap];
-        ws[((c - c0) * TAPS + k) * WS + slot] = value;
-      }
+      bring<X_SIZE, THREADS>(
+          [=](int e) {
+            const int c = c0 + e / (XW * XH), gy = top + e / XW % XH, gx = left + e % XW;
+            const int p = min(max(gy, 0), H - 1), q = min(max(gx, 0), W - 1);
+            const real value = x[(min(c, IN - 1) * H + p) * W + q];
+            return c < IN && (!GRADIENT || (gy == p && gx == q)) ? value : (real)0;
+          },
+          [=](int e, real value) { xs[e] = value; });
+      bring<STAGE * TAPS * BLOCK_OUTS, THREADS>(
+          [=](int e) {
+            const int k = e % TAPS, tap = GRADIENT ? TAPS - 1 - k : k;
+            const int c = c0 + e / TAPS % STAGE, out = out0 + e / (TAPS * STAGE);
+            const int from = min(c, IN - 1), to = min(out, OUT - 1);
+            const real value = w[(GRADIENT ? from * OUT + to : to * IN + from) * TAPS + tap];
+            return c < IN && out < OUT ? value : (real)0;
+          },
+          [=](int e, real value) {
+            const int row = e / TAPS % STAGE * TAPS + e % TAPS, slot = e / (TAPS * STAGE);
+            ws[row * WS + slot] = value;
+          });
       __syncthreads();  // patch and weights are complete
-      const real* x_at = xs + row * XW + column * PIXELS;
-      const real* w_at = ws + group * OUTS;
-      for (int c = 0; c < STAGE; ++c) {
+      for (int c = share; c < STAGE; c += SPLIT) {
+        const real* x_at = xs + (c * XH + row) * XW + column * PIXELS;
+        const real* w_at = ws + c * TAPS * WS + group * OUTS;
 #pragma unroll 1
         for (int u = 0; u < CONV_KH; ++u) {
           real pixel[PIXELS + CONV_KW - 1];
@@ -166,16 +193,34 @@ struct Tile {
 #pragma unroll
               for (int j = 0; j < PIXELS; ++j) sum[i][j] += weight[i] * pixel[j + v];
           }
-          x_at += XW;  // the next row of the kernel ...
+          x_at += XW;  // the next row of the kernel
           w_at += CONV_KW * WS;
         }
-        x_at += (XH - CONV_KH) * XW;  // ... and the next channel
       }
       __syncthreads();  // all threads are done with them before the next channels come
     }
+    if (SPLIT == 1) return;
+    if (share > 0) {
+#pragma unroll
+      for (int i = 0; i < OUTS; ++i)
+#pragma unroll
+        for (int j = 0; j < PIXELS; ++j)
+          shared[(((share - 1) * OUTS + i) * PIXELS + j) * OWNERS + t] = sum[i][j];
+    }
+    __syncthreads();
+    if (share == 0) {
+      for (int other = 0; other < SPLIT - 1; ++other)
+#pragma unroll
+        for (int i = 0; i < OUTS; ++i)
+#pragma unroll
+          for (int j = 0; j < PIXELS; ++j)
+            sum[i][j] += shared[((other * OUTS + i) * PIXELS + j) * OWNERS + t];
+    }
+    __syncthreads();
   }
 
-  // Call store(channel, row, column, value) for every result of the block. A thread holds
+  // Call store(channel, row, column, value) for every result of the block, which the threads of the
+  // first share hold. A thread holds
   // neighbouring pixels: stored from there, each store of a warp would touch many pieces of memory,
   // and each piece would be touched many times. So the results go through shared memory, and
   // neighbouring threads store neighbouring pixels.
@@ -187,29 +232,35 @@ struct Tile {
     const int at = t % (COLUMNS * ROWS) % WIDTH, first_line = t % (COLUMNS * ROWS) / WIDTH;
 #pragma unroll
     for (int first = 0; first < OUTS; first += PASS) {
+      if (SPLIT == 1 || t < OWNERS) {
 #pragma unroll
-      for (int i = 0; i < PASS; ++i)
+        for (int i = 0; i < PASS; ++i)
 #pragma unroll
-        for (int j = 0; j < PIXELS; ++j)
-          shared[((group * PASS + i) * ROWS + row) * WIDTH + column * PIXELS + j] =
-              sum[first + i][j];
+          for (int j = 0; j < PIXELS; ++j)
+            shared[((group * PASS + i) * ROWS + row) * WIDTH + column * PIXELS + j] =
+                sum[first + i][j];
+      }
       __syncthreads();
+      if (SPLIT == 1 || t < OWNERS) {
 #pragma unroll
-      for (int i = 0; i < PASS; ++i)
+        for (int i = 0; i < PASS; ++i)
 #pragma unroll
-        for (int k = 0; k < PIXELS; ++k) {
-          const int line = first_line + k * LINES;
-          store(group * OUTS + first + i, line, at,
-                shared[((group * PASS + i) * ROWS + line) * WIDTH + at]);
-        }
+          for (int k = 0; k < PIXELS; ++k) {
+            const int line = first_line + k * LINES;
+            store(group * OUTS + first + i, line, at,
+                  shared[((group * PASS + i) * ROWS + line) * WIDTH + at]);
+          }
+      }
       __syncthreads();
     }
   }
 };
 
-typedef Tile<CONV_C, CONV_F, FWD_OUTS, FWD_PIXELS, FWD_BLOCK_OUTS, FWD_COLUMNS, FWD_ROWS, FWD_STAGE>
+typedef Tile<CONV_C, CONV_F, FWD_OUTS, FWD_PIXELS, FWD_BLOCK_OUTS, FWD_COLUMNS, FWD_ROWS, FWD_STAGE,
+             FWD_SPLIT>
     Forward;
-typedef Tile<CONV_F, CONV_C, DX_OUTS, DX_PIXELS, DX_BLOCK_OUTS, DX_COLUMNS, DX_ROWS, DX_STAGE>
+typedef Tile<CONV_F, CONV_C, DX_OUTS, DX_PIXELS, DX_BLOCK_OUTS, DX_COLUMNS, DX_ROWS, DX_STAGE,
+             DX_SPLIT>
     InputGradient;
 
 // y = conv(x, w) + b, then ReLU if `relu`. x (N,C,H,W), y (N,F,OH,OW). The first tap of output
@@ -232,7 +283,7 @@ extern "C" __global__ void __launch_bounds__(Forward::THREADS, 1) conv_forward_f
   real sum[FWD_OUTS][FWD_PIXELS];
   Forward::accumulate<false>(x + n * CONV_C * H * W, w, H, W, i0 + top, j0 + left, f0, shared, sum);
 
-  const int first = f0 + threadIdx.x / (FWD_COLUMNS * FWD_ROWS) * FWD_OUTS;
+  const int first = f0 + threadIdx.x % Forward::OWNERS / (FWD_COLUMNS * FWD_ROWS) * FWD_OUTS;
 #pragma unroll
   for (int a = 0; a < FWD_OUTS; ++a) {
     const real bias = first + a < CONV_F ? b[first + a] : (real)0;

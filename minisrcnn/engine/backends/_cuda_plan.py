@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 SHARED_BYTES = 48 * 1024   # static shared memory that a block may have, on any device
-_COMFORTABLE = 24 * 1024   # more than this, and too few blocks fit on a multiprocessor
+_COMFORTABLE = 32 * 1024   # more than this, and too few blocks fit on a multiprocessor
+_SPLIT = 4                 # threads that share a sum over the input channels, at most
 _SEGMENT = 32              # SEGMENT in conv_v5_split.cu
 _MOST_PARTS = 1024         # blocks that share the sum of a weight gradient ...
 _MOST_PARTIALS = 1 << 21   # ... and numbers that they may leave for the final sum
@@ -31,17 +32,23 @@ class Tile:
     columns: int
     rows: int
     stage: int
+    split: int
+
+    @property
+    def owners(self) -> int:
+        """Threads that hold a result each, or several; ``split`` times as many share the sums."""
+        return self.block_outs // self.outs * self.columns * self.rows
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return self.block_outs // self.outs * self.columns * self.rows
+        return self.owners * self.split
 
     def shared(self, KH: int, KW: int, itemsize: int) -> int:
         """Bytes of shared memory: a patch of every staged channel and its weights, or results."""
         patch = (self.rows + KH - 1) * (self.columns * self.pixels + KW - 1)
         weights = KH * KW * _padded(self.block_outs, self.outs)
-        results = self.threads * self.pixels
+        results = self.owners * self.pixels * max(1, (self.split - 1) * self.outs)
         return max(_round_up(self.stage * patch, 4) + self.stage * weights, results) * itemsize
 
     def grid(self, N: int, outs: int, H: int, W: int) -> tuple[int, int]:
@@ -146,10 +153,10 @@ def _plan_tile(channels: int, outs: int, KH: int, KW: int, itemsize: int) -> Til
         each, pixels, columns, rows = (8 if outs >= 8 else 4), 5, 5, 5
         blocks = _ceil(outs, 64)
         block_outs = _round_up(_ceil(outs, blocks), each)
-    else:          # few channels: more threads with fewer pixels; 21 x 21 pixels a block
-        each, pixels, columns, rows = outs, 3, 7, 21
+    else:          # few channels: fewer pixels a thread, and several threads a sum; 21 x 6 pixels
+        each, pixels, columns, rows = outs, 3, 7, 6
         block_outs = outs
-    tile = Tile(each, pixels, block_outs, columns, rows, 1)
+    tile = Tile(each, pixels, block_outs, columns, rows, 1, 1)
     # A large kernel needs much shared memory: give way in channels first, then in rows.
     while tile.shared(KH, KW, itemsize) > SHARED_BYTES:
         if tile.block_outs > tile.outs:
@@ -170,6 +177,8 @@ def _plan_tile(channels: int, outs: int, KH: int, KW: int, itemsize: int) -> Til
         if larger.shared(KH, KW, itemsize) > _COMFORTABLE:
             break
         tile, stage = larger, 2 * stage
+    if outs < 4:
+        tile = _replace(tile, split=min(_SPLIT, stage))
     return tile
 
 
@@ -181,7 +190,7 @@ def _plan_weight_tile(shape: tuple[int, int, int, int], itemsize: int) -> Weight
     block_filters = _round_up(_ceil(F, _ceil(F, 64)), filters)
     groups = block_filters // filters
     rows = next(n for n in (8, 4, 2, 1)
-                if n == 1 or (n * filters * KW <= sums and groups * _ceil(kernel_rows, n) >= 64))
+                if n == 1 or (n * filters * KW <= sums and groups * _ceil(kernel_rows, n) >= 128))
     row_groups = _ceil(kernel_rows, rows)
     most = max(1, 256 // groups)
     while True:
