@@ -226,6 +226,7 @@ class Run:
         redraw = [round(part * self.steps) // STRIDE * STRIDE for part in e.redraw]
         points = [round(self.steps * (i + 1) / e.points) for i in range(e.points - 1)]
         step = STRIDE
+        averages.take(step, self._weights)
         while step < self.steps and time.monotonic() < self.bench.until:
             if step in redraw:
                 self.redrawn.append(self._redraw(step))
