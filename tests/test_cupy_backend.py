@@ -298,9 +298,20 @@ def no_device():
     raise FakeCudaError("cudaErrorNoDevice: no CUDA-capable device is detected")
 
 
+def test_without_a_driver_cupy_is_not_imported(monkeypatch):
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    monkeypatch.setattr(cupy, "_load", lambda: pytest.fail("imported"))
+    monkeypatch.setattr(cupy, "has_driver", lambda: False)
+    cupy.unavailable_reason.cache_clear()
+    try:
+        assert cupy.unavailable_reason() == "there is no NVIDIA driver"
+    finally:
+        cupy.unavailable_reason.cache_clear()
+
+
 @pytest.mark.parametrize(("module", "reason"), [
     (fake_cupy(lambda: 1), None),
-    (fake_cupy(no_driver), "no NVIDIA driver"),
+    (fake_cupy(no_driver), "driver is older than CuPy's CUDA"),
     (fake_cupy(no_device), "no CUDA device can be used .*NoDevice"),
     (fake_cupy(lambda: 0), "there is no CUDA device"),
     (fake_cupy(lambda: 1, failing("DynamicLibNotFoundError", "libnvrtc.so")),
@@ -313,6 +324,7 @@ def no_device():
 ])
 def test_the_reason_is_one_sentence(monkeypatch, module, reason):
     monkeypatch.setattr(cupy, "_load", lambda: module)
+    monkeypatch.setattr(cupy, "has_driver", lambda: True)
     cupy.unavailable_reason.cache_clear()
     try:
         got = cupy.unavailable_reason()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus import XMP, exif, identity, scene, srgb
+from corpus import XMP, classify, exif, identity, scene, srgb
 from PIL import Image
 
 from minisrcnn import MinisrcnnError
@@ -106,6 +106,42 @@ def test_animations_keep_frames_and_timing(tmp_path, suffix):
     result = upscaled(tmp_path / "a.png", tmp_path / "o.jpg")
     assert "all but the first of 3 frames" in result.notes[0]
     assert upscaled(tmp_path / "a.png", tmp_path / "p.png", first_frame=True).frames == 1
+
+
+def test_gif_has_one_bit_of_transparency_and_steps_of_10_ms(tmp_path):
+    soft = [Image.fromarray((np.roll(scene(), i, 1) >> 8).astype(np.uint8)) for i in (0, 8)]
+    soft[0].save(tmp_path / "one.png")
+    soft[0].save(tmp_path / "two.png", save_all=True, append_images=soft[1:], duration=[33, 40])
+    for name, count in (("one", 1), ("two", 2)):
+        result = upscaled(tmp_path / f"{name}.png", tmp_path / "o.gif")
+        upscaled(tmp_path / f"{name}.png", tmp_path / "o.png")
+        with Image.open(tmp_path / "o.gif") as got, Image.open(tmp_path / "o.png") as want:
+            for number in range(count):
+                got.seek(number)
+                want.seek(number)
+                a, b = np.asarray(got.convert("RGBA")), np.asarray(want.convert("RGBA"))
+                seen = b[..., 3] >= 128
+                assert np.array_equal(a[..., 3] == 255, seen)
+                assert np.abs(a[seen].astype(int) - b[seen])[:, :3].mean() < 20
+            assert count == 1 or got.info["duration"] == 40
+        assert "more than one bit of transparency" in result.notes[0]
+        assert result.notes[1:] == ["timing is rounded to what .gif can say"][: count - 1]
+
+
+@pytest.mark.parametrize("suffix", ["jp2", "j2k", "tga", "pcx", "sgi", "qoi", "dib", "pgm"])
+def test_the_same_format_is_written(tmp_path, suffix):
+    for mode in ("L", "RGB", "RGBA"):
+        picture = Image.fromarray((scene() >> 8).astype(np.uint8)).convert(mode)
+        if (suffix, mode) == ("pgm", "RGB") or (suffix in ("pcx", "dib", "pgm") and mode == "RGBA"):
+            continue
+        path = tmp_path / f"{mode}.{suffix}"
+        (picture.convert("RGB") if suffix == "qoi" and mode == "L" else picture).save(path)
+        plan = make_plan(find_sources([str(path)], False, [], []), None, "_x2", "same")
+        assert plan.jobs[0].target.suffix == path.suffix and not plan.notes
+        assert classify(path, tmp_path, identity(), path.suffix)[0] in ("kept", "named")  # PCX: DPI
+    picture.convert("RGB").save(tmp_path / "a.ico")
+    plan = make_plan(find_sources([str(tmp_path / "a.ico")], False, [], []), None, "_x2", "same")
+    assert plan.notes == [f"{tmp_path / 'a.ico'}: .ico cannot be written; it becomes .png"]
 
 
 def test_pages_of_a_tiff(tmp_path):

@@ -36,6 +36,7 @@ import llvmlite.binding
 import numba
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 
@@ -133,7 +134,9 @@ class _Store:
         return folder / f"{self._name}.{hashlib.sha256(key.encode()).hexdigest()[:32]}.nbc"
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        target_context.refresh()
+        # All that code needs at run time. `refresh`, which Numba calls here, makes ready to compile:
+        # it imports SciPy and registers a thousand functions, a third of the start of a program.
+        rtsys.initialize(target_context)
         path = self.path(sig, target_context.codegen())
         if path is None:
             return None

@@ -145,7 +145,7 @@ def open_picture(
     from PIL import Image
 
     name = name or (os.fspath(source) if not isinstance(source, bytes) else "the picture")
-    Image.init()
+    Image.preinit()
     with contextlib.ExitStack() as stack:
         with _explained(name):
             if not isinstance(source, bytes):
@@ -167,16 +167,24 @@ def _open(
 ) -> Iterator[Picture]:
     from PIL import Image, UnidentifiedImageError
 
-    formats = [known for known in READABLE if known in Image.OPEN]
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
+
+    def opened() -> Any:
+        formats = [known for known in READABLE if known in Image.OPEN]
+        return stack.enter_context(Image.open(stream, formats=formats))
+
     try:
-        file = stack.enter_context(Image.open(stream, formats=formats))
+        try:
+            file = opened()
+        except UnidentifiedImageError:  # none of the common formats; the others take time to load
+            Image.init()
+            file = opened()
     except UnidentifiedImageError:
         head = _head(source)
         if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             yield _foreign_tiff(source, name, limit)
             return
-        if head[4:8] == b"ftyp" and "HEIF" not in formats:
+        if head[4:8] == b"ftyp" and "HEIF" not in Image.OPEN:
             raise MinisrcnnError("is a HEIC or like picture: pip install pillow-heif reads "
                                  "those") from None
         raise MinisrcnnError("is not a picture in a format that can be read") from None

@@ -57,13 +57,20 @@ _JPEG = _format("JPEG", 65_535, "colour, colour profile, EXIF, XMP, IPTC, DPI, c
 _WEBP = _format("WEBP", 16_383, "transparency, colour, animation, colour profile, EXIF, XMP", True)
 _AVIF = _format("AVIF", 65_535, "transparency, colour, animation, colour profile, EXIF, XMP", True)
 _HEIF = _format("HEIF", 16_384, "transparency, colour, colour profile, EXIF, XMP", True)
+_JP2 = _format("JPEG2000", 2**31 - 1, "transparency, colour, comment")
+_SGI = _format("SGI", 65_535, "transparency, colour")
 _GIF = _format("GIF", 65_535, "transparency, colour, animation, comment")
 
 FORMATS = {
-    ".avif": _AVIF, ".bmp": _format("BMP", 2**31 - 1, "colour, DPI"), ".gif": _GIF,
-    ".heic": _HEIF, ".heif": _HEIF, ".jfif": _JPEG, ".jpe": _JPEG, ".jpeg": _JPEG, ".jpg": _JPEG,
-    ".pgm": _format("PPM", 2**31 - 1, ""), ".apng": _PNG, ".png": _PNG,
-    ".ppm": _format("PPM", 2**31 - 1, "colour"), ".tif": _TIFF, ".tiff": _TIFF, ".webp": _WEBP,
+    ".apng": _PNG, ".avif": _AVIF, ".bmp": _format("BMP", 2**31 - 1, "colour, DPI"),
+    ".dib": _format("DIB", 2**31 - 1, "colour, DPI"), ".gif": _GIF, ".heic": _HEIF, ".heif": _HEIF,
+    ".hif": _HEIF, ".j2c": _JP2, ".j2k": _JP2, ".jfif": _JPEG, ".jp2": _JP2, ".jpc": _JP2,
+    ".jpe": _JPEG, ".jpeg": _JPEG, ".jpf": _JP2, ".jpg": _JPEG, ".jpx": _JP2, ".mpo": _JPEG,
+    ".pcx": _format("PCX", 65_535, "colour"), ".pgm": _format("PPM", 2**31 - 1, ""), ".png": _PNG,
+    ".pnm": _format("PPM", 2**31 - 1, "colour"), ".ppm": _format("PPM", 2**31 - 1, "colour"),
+    ".qoi": _format("QOI", 2**31 - 1, "transparency, colour"), ".rgb": _SGI, ".rgba": _SGI,
+    ".sgi": _SGI, ".tga": _format("TGA", 65_535, "transparency, colour"), ".tif": _TIFF,
+    ".tiff": _TIFF, ".webp": _WEBP,
 }  # fmt: skip
 
 
@@ -90,6 +97,12 @@ def _require(kind: Format, path: str) -> None:
         from PIL import features
 
         if not features.check(kind.name.lower()):
+            raise MinisrcnnError(f"{path}: this Pillow cannot write {kind.name}")
+    elif kind.name in ("JPEG2000", "QOI"):
+        from PIL import Image
+
+        Image.init()
+        if kind.name not in Image.SAVE:
             raise MinisrcnnError(f"{path}: this Pillow cannot write {kind.name}")
 
 
@@ -129,6 +142,15 @@ def _fits(kind: Format, metadata: Metadata, page: Page) -> bool:
     return metadata.profile[16:20] == (b"GRAY" if gray else b"RGB ")
 
 
+_TICKS = {"GIF": (10, 0xFFFF), "WEBP": (1, 0xFFFFFF), "AVIF": (1, 0x7FFFFFFF)}
+
+
+def shown_for(kind: Format, duration: float) -> float:
+    """Return how long a frame is shown in a format that counts ticks; milliseconds."""
+    tick, most = _TICKS.get(kind.name, (0, 0))
+    return min(round(duration / tick), most) * tick if tick else duration
+
+
 def write_picture(
     file: IO[bytes],
     kind: Format,
@@ -161,6 +183,8 @@ def write_picture(
         write_tiff(file, pages, metadata)
     elif kind.name == "JPEG":
         write_jpeg(file, next(iter(pages)), metadata, quality or QUALITY)
+    elif kind.name == "GIF":
+        _write_gif(file, pages, metadata, loop)
     else:
         _by_pillow(file, kind, suffix, iter(pages), metadata, frames, loop, quality)
 
@@ -175,8 +199,9 @@ def _by_pillow(
 
     def pictures() -> Iterator[Any]:
         for page in pages:
-            durations.append(page.duration or 0)
-            yield Image.fromarray(_plain(whole(page)))
+            durations.append(shown_for(kind, page.duration or 0))
+            picture = Image.fromarray(_plain(whole(page)))
+            yield picture.convert("RGB") if kind.name == "QOI" and page.channels == 1 else picture
 
     source = pictures()
     options: dict[str, Any] = {}
@@ -192,21 +217,18 @@ def _by_pillow(
         options["quality"] = quality or QUALITY
     if kind.name in ("AVIF", "HEIF"):  # colours are not subsampled
         options |= {"subsampling": "4:4:4"} if kind.name == "AVIF" else {"chroma": 444}
+    if kind.name == "JPEG2000":
+        options["no_jp2"] = suffix in (".j2c", ".j2k", ".jpc")  # without the frame around it
+        if "Comment" in metadata.text:
+            options["comment"] = metadata.text["Comment"]
     if kind.name == "WEBP" and quality is None:
         options |= {"lossless": True, "quality": 60, "exact": True}
-    if kind.name == "GIF" and "Comment" in metadata.text:
-        options["comment"] = metadata.text["Comment"].encode()
     first = next(source)
     if frames > 1:
         # Pillow wants all durations before the frames: these are small against the frames.
         rest = list(source)
         options |= {"save_all": True, "append_images": rest,
-                    "duration": [round(value) for value in durations], "loop": loop}
-        if kind.name == "GIF":
-            options |= {"disposal": 2} if first.mode == "RGBA" else {}
-            del options["loop"]
-            if loop != 1:
-                options["loop"] = max(loop - 1, 0)
+                    "duration": [int(value) for value in durations], "loop": loop}
     if suffix == ".pgm" and first.mode != "L":
         raise MinisrcnnError(".pgm holds no colour; use .png or .ppm")
     try:
@@ -218,6 +240,48 @@ def _by_pillow(
             imageio.imwrite(file, np.asarray(first), plugin="pillow", extension=suffix, **options)
     except (ValueError, SyntaxError, RuntimeError, struct.error) as error:
         raise MinisrcnnError(f"{kind.name} cannot be written ({reason(error)})") from error
+
+
+def _write_gif(
+    file: IO[bytes], pages: Iterable[Page], metadata: Metadata, loop: int
+) -> None:
+    """Write a GIF: 256 colours a frame, pixels of less than half alpha transparent."""
+    frames, durations = [], []
+    for page in pages:
+        frames.append(_paletted(_plain(whole(page))))
+        durations.append(int(shown_for(_GIF, page.duration or 0)))
+    options: dict[str, Any] = {}
+    if "Comment" in metadata.text:
+        options["comment"] = metadata.text["Comment"].encode()
+    if any("transparency" in frame.info for frame in frames):
+        options |= {"transparency": _CLEAR, "disposal": 2}
+    if len(frames) > 1:
+        options |= {"save_all": True, "append_images": frames[1:], "duration": durations}
+        if loop != 1:  # no loop extension: played once; n: n times more
+            options["loop"] = min(max(loop - 1, 0), 0xFFFF)
+    frames[0].save(file, "GIF", **options)
+
+
+_CLEAR = 255  # the colour that stands for transparency
+
+
+def _paletted(pixels: NDArray[Any]) -> Any:
+    from PIL import Image
+
+    if pixels.ndim == 2:
+        return Image.fromarray(pixels)
+    rgb = np.ascontiguousarray(pixels[..., :3])
+    clear = pixels[..., 3] < 128 if pixels.shape[2] == 4 else np.zeros(rgb.shape[:2], bool)
+    if not clear.any():
+        return Image.fromarray(rgb).quantize(256)
+    rgb[clear] = rgb[~clear][0] if not clear.all() else 0  # hidden colours take no place
+    frame = Image.fromarray(rgb).quantize(_CLEAR)
+    palette = frame.getpalette()
+    assert palette is not None
+    frame.putpalette(palette + [0] * (768 - len(palette)))
+    frame.paste(_CLEAR, mask=Image.fromarray(clear))
+    frame.info["transparency"] = _CLEAR
+    return frame
 
 
 def _plain(pixels: NDArray[Any]) -> NDArray[Any]:

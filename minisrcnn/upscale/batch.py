@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import multiprocessing
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import connection
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -138,6 +136,9 @@ def run_workers(
     load : callable
         Returns the networks; can be pickled, for each worker loads its own.
     """
+    import multiprocessing
+    from multiprocessing import connection
+
     context = multiprocessing.get_context("spawn")
     threads = str(max(1, (os.cpu_count() or 1) // count))
     waiting = deque((job, 0) for job in jobs)

@@ -19,7 +19,7 @@ from ..errors import MinisrcnnError
 from ..imaging.decode import MAX_PIXELS, Frame, Picture, open_picture
 from ..imaging.files import no_transparency, to_8_bits, writing
 from ..imaging.pages import Page, ahead
-from ..imaging.save import Format, check_size, format_of, lost, write_picture
+from ..imaging.save import Format, check_size, format_of, lost, shown_for, write_picture
 from .pixels import resized_strips
 from .plan import STANDARD, Job
 
@@ -175,6 +175,9 @@ def _convert(
                 if progress is not None:
                     progress((done + part) / count)
 
+            shown = frame.duration or 0
+            if abs(shown_for(kind, shown) - shown) > 0.5:
+                picture.note(f"timing is rounded to what {suffix} can say")
             yield _page(frame, h, w, kind, networks, report)
             number += 1
             following = next(frames, None) if number < count else None

@@ -8,7 +8,9 @@ The functions are those of :class:`minisrcnn.engine.backends._cuda.CudaBackend`;
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
+import sys
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -65,18 +67,27 @@ def has_driver() -> bool:
     return True
 
 
+def _is_installed(name: str) -> bool:
+    try:
+        return sys.modules[name] is not None
+    except KeyError:
+        return importlib.util.find_spec(name) is not None
+
+
 @cache
 def unavailable_reason() -> str | None:
     """Say in one sentence why CUDA cannot be used here, and what to install; None if it can.
 
-    Tries what the backend will do, in order: import CuPy, find a device, compile a kernel, run it.
-    The answer is kept for the life of the process.
+    Tries what the backend will do, in order: load the driver, as CUDA itself does and in a
+    hundredth of the time that CuPy takes to import; import CuPy, find a device, compile a kernel,
+    run it. The answer is kept for the life of the process.
     """
+    if not has_driver():
+        return "there is no NVIDIA driver" + ("" if _is_installed("cupy") else
+                                              ", and CuPy is not installed")
     try:
         cupy: Any = _load()
     except ImportError as error:
-        if error.name == "cupy" and not has_driver():
-            return "there is no NVIDIA driver, and CuPy is not installed"
         if error.name == "cupy":
             return f"CuPy is not installed; {_INSTALL}"
         return f"CuPy cannot be imported ({_first_line(error)}); {_INSTALL}"
@@ -87,7 +98,7 @@ def unavailable_reason() -> str | None:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         if "InsufficientDriver" in str(error):
-            return "no NVIDIA driver, or one older than CuPy's CUDA; install one from nvidia.com"
+            return "the NVIDIA driver is older than CuPy's CUDA; install one from nvidia.com"
         return f"no CUDA device can be used ({_first_line(error)})"
     if count == 0:
         return "there is no CUDA device"
