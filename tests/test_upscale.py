@@ -295,6 +295,35 @@ def test_one_row_less_of_context_is_seen():
 
 
 @needs_numba
+@pytest.mark.parametrize("colour", [(), (3,), (4,)])
+def test_networks_one_after_the_other_in_strips(colour):
+    """What is between arrives strip by strip, and the result is that of whole pictures."""
+    image = noise(37, 21, *colour)
+    first, second = random_net("numba", "9-1-5"), random_net("numba", "4-2-3")
+    want = upscale_image(upscale_image(image, first, 3), second, 2)
+    for pixels in (1, 700, 5000):
+        got = resized_strips(image, lambda f: [(first, 3), (second, 2)], 6 * 37, 6 * 21, pixels)
+        np.testing.assert_array_equal(np.concatenate(list(got)), want)
+
+
+@needs_numba
+@pytest.mark.parametrize("H, most", [(2400, 5e6), (2000, 11e6)], ids=["as large", "then smaller"])
+def test_memory_does_not_grow_with_what_is_between(H, most):
+    import tracemalloc
+
+    image, net = noise(600, 600, 3), random_net("numba")
+    assert sum(len(s) for s in resized_strips(image[:9, :9].copy(), lambda f: [(net, 2)], 13, 13))
+    tracemalloc.start()
+    try:
+        strips = resized_strips(image, lambda f: [(net, 2), (net, 2)], H, H, 1 << 16)
+        assert sum(len(strip) for strip in strips) == H
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < most  # the picture between is 4 MB more, the larger one 17 MB more
+
+
+@needs_numba
 def test_memory_does_not_grow_with_the_result(tmp_path):
     """Peak of what NumPy holds while a result of 27 MB is written: a few strips."""
     import tracemalloc

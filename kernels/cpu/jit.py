@@ -134,8 +134,8 @@ class _Store:
         return folder / f"{self._name}.{hashlib.sha256(key.encode()).hexdigest()[:32]}.nbc"
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        # All that code needs at run time. `refresh`, which Numba calls here, makes ready to compile:
-        # it imports SciPy and registers a thousand functions, a third of the start of a program.
+        # All that code needs at run time. Numba calls `refresh` here, which makes ready to compile:
+        # it imports SciPy and registers a thousand functions, a third of a program's start.
         rtsys.initialize(target_context)
         path = self.path(sig, target_context.codegen())
         if path is None:

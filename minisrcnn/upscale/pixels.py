@@ -10,11 +10,13 @@ grayscale picture, the luma is kept.
 
 A strip of the result needs a few more rows of the bicubic planes above and below, as many as the
 kernels reach. With these at hand a strip has the very pixels that the whole would have, so
-memory does not grow with the result.
+memory does not grow with the result; nor with what is between, where two networks are applied one
+after the other or the result is made smaller again: of that a few strips are held.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +101,13 @@ def upscale_strips(
     scale = check_integer("scale", scale)
     if net.channels not in (1, 3):
         raise ValueError(f"net has {net.channels} channels, want 1, for Y, or 3, for RGB")
-    return _strips(image, net, scale, pixels)
+    strips = _strips(np.ascontiguousarray(_planes(image)), net, scale, pixels)
+    return (strip.reshape(*strip.shape[:2], *image.shape[2:]) for strip in strips)
+
+
+def _planes(image: Image) -> Image:
+    """Return (H, W, C) of a picture."""
+    return image if image.ndim == 3 else image[..., None]
 
 
 def resized_strips(
@@ -120,24 +128,68 @@ def resized_strips(
         As for :func:`upscale_strips`.
     """
     steps = networks(max(H / image.shape[0], W / image.shape[1]))
-    for net, scale in steps[:-1]:
-        image = upscale_image(image, net, scale)
-    net, scale = steps[-1]
+    net, scale = steps[0]
     strips = upscale_strips(image, net, scale, pixels)
-    larger = image.shape[0] * scale, image.shape[1] * scale
-    return strips if larger == (H, W) else _shrunk(strips, larger, (H, W), pixels)
+    shape, dtype = _planes(image).shape, image.dtype
+    for net, after in steps[1:]:
+        shape = shape[0] * scale, shape[1] * scale, shape[2]
+        strips, scale = _strips(_Arriving(strips, shape, dtype), net, after, pixels), after
+    shape = shape[0] * scale, shape[1] * scale, shape[2]
+    if shape[:2] != (H, W):
+        strips = _shrunk(_Arriving(strips, shape, dtype), H, W, pixels)
+    return (strip.reshape(*strip.shape[:2], *image.shape[2:]) for strip in strips)
 
 
-def _strips(image: Image, net: SRCNN, scale: int, pixels: int) -> Iterator[Image]:
+class _Arriving:
+    """A picture (H, W, C) whose rows come in strips; slices of rows are taken as of an array.
+
+    Parameters
+    ----------
+    strips : iterator of arrays, shape (h, W) or (h, W, C)
+    shape : (int, int, int)
+    dtype : dtype
+    """
+
+    def __init__(self, strips: Iterator[Image], shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._strips = strips
+        self._held: list[Image] = []
+        self._first = self._end = 0  # rows that are held
+        self._change = threading.Lock()  # one thread makes planes, another takes colours
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Image:
+        """Return a few rows, none of them above the last that were let go."""
+        with self._change:
+            while self._end < rows.stop:
+                strip = next(self._strips)
+                self._held.append(strip.reshape(len(strip), *self.shape[1:]))
+                self._end += len(strip)
+            row, parts = self._first, []
+            for strip in self._held:
+                parts.append(strip[max(rows.start - row, 0) : max(rows.stop - row, 0)])
+                row += len(strip)
+            parts = [part for part in parts if len(part)]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def let_go(self, row: int) -> None:
+        """Hold no strip that is wholly above a row."""
+        with self._change:
+            while self._held and self._first + len(self._held[0]) <= row:
+                self._first += len(self._held.pop(0))
+
+
+def _strips(x: Image | _Arriving, net: SRCNN, scale: int, pixels: int) -> Iterator[Image]:
+    """Yield strips (h, W, C) of a picture (H, W, C), of which each row is needed for a while."""
     from minisrcnn.kernels.cpu import resample
 
-    H, W = image.shape[0] * scale, image.shape[1] * scale
-    x = np.ascontiguousarray(image if image.ndim == 3 else image[..., None])
-    flat = image.ndim == 2
-    top = np.float32(np.iinfo(image.dtype).max)
-    finish = resample.picture.compile(image.dtype.name)
-    across = _compiled(axis_weights(image.shape[1], W, float(scale)))
-    down = axis_weights(image.shape[0], H, float(scale))
+    H, W = x.shape[0] * scale, x.shape[1] * scale
+    top = np.float32(np.iinfo(x.dtype).max)
+    finish = resample.picture.compile(x.dtype.name)
+    across = _compiled(axis_weights(x.shape[1], W, float(scale)))
+    down = axis_weights(x.shape[0], H, float(scale))
     above, below = _reach(net)
     # A strip much lower than what it needs beside itself would be mostly repeated work.
     rows = max(pixels // W, above + below, 1)
@@ -153,15 +205,20 @@ def _strips(image: Image, net: SRCNN, scale: int, pixels: int) -> Iterator[Image
         restored = np.clip(net.predict(y), 0, 1)
         inner = start - max(start - above, 0)
         inside = slice(inner, inner + stop - start)
-        change = np.zeros((stop - start, W), np.float32)
         if net.channels == 1:
-            change[:] = (restored[inside] - y[inside]) / _SPAN
+            change = restored[inside].astype(np.float32, copy=False)
+            change -= y[inside]
+            change /= _SPAN
+        else:
+            change = np.zeros((stop - start, W), np.float32)
         weights, low, high = down.window(start, stop)
-        out = np.empty((stop - start, W, x.shape[2]), image.dtype)
+        out = np.empty((stop - start, W, x.shape[2]), x.dtype)
         finish(x[low:high], *_compiled(weights), *across, change, top, out)
         if net.channels == 3:
             _put_colours(out, restored[:, inside], top)
-        yield out[..., 0] if flat else out
+        if isinstance(x, _Arriving):
+            x.let_go(down.window(max(stop - above - 1, 0), stop)[1] - _BLEED)
+        yield out
 
 
 def _put_colours(out: Image, rgb: Image, top: np.float32) -> None:
@@ -183,7 +240,9 @@ def _reach(net: SRCNN) -> tuple[int, int]:
     return sum((K - 1) // 2 for K in sizes), sum(K // 2 for K in sizes)
 
 
-def bicubic_luma(image: Image, scale: int, first: int, last: int) -> NDArray[np.float32]:
+def bicubic_luma(
+    image: Image | _Arriving, scale: int, first: int, last: int
+) -> NDArray[np.float32]:
     """Return rows of the bicubic Y, in [0, 1], of a picture (H, W, C): what the network is given.
 
     The weights are those of the whole picture; only the rows that these take are looked at.
@@ -191,7 +250,9 @@ def bicubic_luma(image: Image, scale: int, first: int, last: int) -> NDArray[np.
     return _bicubic(image, _y, scale, first, last)
 
 
-def bicubic_rgb(image: Image, scale: int, first: int, last: int) -> NDArray[np.float32]:
+def bicubic_rgb(
+    image: Image | _Arriving, scale: int, first: int, last: int
+) -> NDArray[np.float32]:
     """Return rows of the bicubic R, G and B (3, h, W): what a network of three channels is given.
 
     As :func:`bicubic_luma`; grayscale is RGB of equal channels.
@@ -209,7 +270,7 @@ def bicubic_rgb(image: Image, scale: int, first: int, last: int) -> NDArray[np.f
 
 
 def _bicubic(
-    image: Image, take: Take, scale: int, first: int, last: int
+    image: Image | _Arriving, take: Take, scale: int, first: int, last: int
 ) -> NDArray[np.float32]:
     """Return rows of a bicubic plane, which ``take`` makes of the pixels and their colours."""
     from minisrcnn.kernels.cpu import resample
@@ -223,7 +284,7 @@ def _bicubic(
     return out
 
 
-def _plane(image: Image, take: Take, low: int, high: int) -> NDArray[np.float32]:
+def _plane(image: Image | _Arriving, take: Take, low: int, high: int) -> NDArray[np.float32]:
     """Take some rows; under transparent pixels what the visible ones beside them have."""
     C = image.shape[2]
     if C in (1, 3):
@@ -274,41 +335,27 @@ def _bled(y: Image, alpha: Image) -> Image:
     return own * y + (1 - own) * mean
 
 
-def _shrunk(
-    strips: Iterator[Image], larger: tuple[int, int], size: tuple[int, int], pixels: int
-) -> Iterator[Image]:
-    """Shrink a picture that comes in strips, by ``imresize``; a window of rows is held."""
-    (H, W), (h, w) = larger, size
+def _shrunk(x: _Arriving, h: int, w: int, pixels: int) -> Iterator[Image]:
+    """Shrink a picture by ``imresize``, strip by strip."""
+    H, W, _ = x.shape
     down, across = axis_weights(H, h, h / H), axis_weights(W, w, w / W)
     rows = max(pixels // W * h // H, 1)
-    held: list[Image] = []
-    start_held = end_held = 0
     for start in range(0, h, rows):
         part, low, high = down.window(start, min(start + rows, h))
-        while end_held < high:
-            strip = next(strips)
-            held.append(strip)
-            end_held += len(strip)
-        while held and start_held + len(held[0]) <= low:
-            start_held += len(held.pop(0))
-        window = np.concatenate(held)[low - start_held : high - start_held]
-        yield _resampled(window, part, across, rows_first=h / H <= w / W)
-    for _ in strips:  # let it end
-        pass
+        x.let_go(low)
+        yield _resampled(x[low:high], part, across, rows_first=h / H <= w / W)
 
 
 def _resampled(window: Image, down: Axis, across: Axis, rows_first: bool) -> Image:
     """Rows and columns of a picture combined; colours in proportion to alpha, if any."""
     top = np.iinfo(window.dtype).max
-    x = window[..., None] if window.ndim == 2 else window
-    C = x.shape[2]
-    values = x.astype(np.float32)
+    C = window.shape[2]
+    values = window.astype(np.float32)
     if C in (2, 4):
         values[..., :-1] *= values[..., -1:] / top
     out = resize_by_weights(values, down, across, rows_first)
     if C in (2, 4):
         out[..., :-1] /= np.maximum(out[..., -1:], 0.5) / top
-        plain = resize_by_weights(x.astype(np.float32), down, across, rows_first)
+        plain = resize_by_weights(window.astype(np.float32), down, across, rows_first)
         out[..., :-1] = np.where(out[..., -1:] < 0.5, plain[..., :-1], out[..., :-1])
-    out = np.floor(np.clip(out, 0, top) + np.float32(0.5)).astype(window.dtype)
-    return out[..., 0] if window.ndim == 2 else out
+    return np.floor(np.clip(out, 0, top) + np.float32(0.5)).astype(window.dtype)
