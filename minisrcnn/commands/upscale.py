@@ -49,7 +49,8 @@ def upscale_command(
     backend: Backend = "auto",
     format: Annotated[str | None, typer.Option(
         metavar="FORMAT", show_default="png; tif for a TIFF of several pages",
-        help="png, jpg, webp, tif, avif, heic, gif, bmp, ppm, or same: the picture's own.")] = None,
+        help="png, jpg, webp, tif, avif, heic, gif, jp2, tga, bmp, ppm, ..., or same: the "
+        "picture's own.")] = None,
     quality: Annotated[int | None, typer.Option(
         min=1, max=100, show_default="95; WebP lossless",
         help="Of JPEG, WebP, AVIF and HEIC.")] = None,
