@@ -2,8 +2,6 @@
 
 With the backend ``cupy-emulated`` the same code runs on the CPU, at toy sizes: that proves the
 benchmark, its times mean nothing.
-
-Not yet run on a GPU.
 """
 
 from __future__ import annotations

@@ -92,10 +92,10 @@ def chain(dtype, arch, filters, channels):
     )
     images = [rng.random((channels, size + 4, size + 3)) for _ in range(2)]
     table = np.array([(0, 0, 0), (1, 4, 3), (0, 2, 1), (1, 3, 0)])
-    for optimizer in ("sgd", "adam"):
+    for optimizer in ("sgd", "adam", "muon"):
         trainer = device.DeviceTrainer(
             net.parameters, images, images, table, batch_size=2, patch_size=size, lr=1e-3,
-            optimizer=optimizer, momentum=0.9 if optimizer == "sgd" else 0.0,
+            optimizer=optimizer, momentum=0.9 if optimizer == "sgd" else None,
         )
         trainer.load_order(np.array([2, 0, 3, 1]), np.array([0, 3, 5, 6]))
         for _ in range(3):

@@ -8,6 +8,7 @@ import pytest
 from minisrcnn import SRCNN
 from minisrcnn.engine.backends import get_backend, unavailable_reason
 from minisrcnn.engine.emulator import ordering
+from minisrcnn.engine.optim import DCTAdam, Muon
 
 SIZE, LABEL, N, BATCHES = 11, 5, 2, 4
 RATES = {"conv1": 1e-2, "conv2": 2e-2, "conv3.weight": 3e-3, "conv3.bias": 1e-3}
@@ -104,8 +105,127 @@ def test_training_is_the_plain_loop(device, images, optimizer, options, torch_op
     assert difference(device, made, want) < 1e-12
 
 
-def test_float32_follows_float64(device, images):
-    single, double = (trainer(device, images, dtype, momentum=0.9)
+# ---- the optimizers that work on a whole kernel, or on a whole layer, at a time ----------------
+
+STEPS, BATCH = 4, 3
+NETS = {  # architecture, filters, channels, patch size
+    "like 9-1-5": ("5-1-3", (8, 4), 1, 9),
+    "like 9-5-5, colour": ("5-3-3", (9, 6), 3, 11),  # 81 inputs of an inner filter: two blocks
+    # two inner layers, more filters than a tile has, more taps of a kernel than a block has threads
+    "large": ("13-1-1-1", (2, 37, 5), 1, 15),
+}
+
+
+def task(arch, filters, channels, size):
+    """A network in float64, patches with their labels for every step, and the learning rates."""
+    net = SRCNN(arch, filters, channels, backend="numpy", dtype="float64", init="he", seed=3)
+    rng = np.random.default_rng(4)
+    x = rng.random((STEPS, BATCH, channels, size, size))
+    t = rng.random((STEPS, BATCH, channels, size - net.shrinkage, size - net.shrinkage))
+    layers = [name.split(".")[0] for name in net.parameters if name.endswith("weight")]
+    return net, x, t, {layer: 0.01 * (k + 1) for k, layer in enumerate(layers)}
+
+
+def on_the_device(device, net, x, t, rates, optimizer, **options):
+    """Train; every patch is an image of its own."""
+    size = x.shape[-1]
+    params = {name: device.asarray(value, "float64") for name, value in net.parameters.items()}
+    count = STEPS * BATCH
+    made = device.DeviceTrainer(
+        params, list(x.reshape(count, *x.shape[2:])), list(t.reshape(count, *t.shape[2:])),
+        np.array([(patch, 0, 0) for patch in range(count)]), batch_size=BATCH, patch_size=size,
+        lr=rates, optimizer=optimizer, **options)
+    made.load_order(np.arange(count))
+    for _ in range(STEPS):
+        made.step()
+    return made
+
+
+def by_torch(net, x, t, rates, optimizer, betas=(0.9, 0.999), eps=1e-8, mu=0.95):
+    """The same with autograd, SciPy's transform, and the iteration on the whole matrix."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
+    from scipy.fft import dctn, idctn
+
+    leaves = {k: torch.tensor(v.copy(), requires_grad=True) for k, v in net.parameters.items()}
+    weights = [name for name in leaves if name.endswith("weight")]
+    inner = weights[1:-1] if optimizer == "muon" else []
+    m, v = ({k: np.zeros(leaf.shape) for k, leaf in leaves.items()} for _ in range(2))
+    for step in range(STEPS):
+        y = torch.tensor(x[step])
+        for name in weights:
+            y = torch.nn.functional.conv2d(y, leaves[name],
+                                           leaves[name.replace("weight", "bias")])
+            y = torch.relu(y) if name != weights[-1] else y
+        grads = torch.autograd.grad(torch.mean((y - torch.tensor(t[step])) ** 2),
+                                    list(leaves.values()))
+        for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
+            g, rate = grad.numpy(), rates[name.split(".")[0]]
+            if name in inner:
+                m[name] = mu * m[name] + (1 - mu) * g
+                X = torch.tensor(mu * m[name] + (1 - mu) * g).reshape(len(g), -1)
+                X = X / torch.linalg.norm(X)
+                for _ in range(5):
+                    A = X @ X.T
+                    X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+                change = -0.4 * rate * max(X.shape) ** 0.5 * X.reshape(g.shape).numpy()
+            else:
+                kernel = g.ndim == 4
+                g = dctn(g, axes=(2, 3), norm="ortho") if kernel else g
+                m[name] = betas[0] * m[name] + (1 - betas[0]) * g
+                v[name] = betas[1] * v[name] + (1 - betas[1]) * g * g
+                change = (-rate * m[name] / (1 - betas[0] ** (step + 1))
+                          / (np.sqrt(v[name] / (1 - betas[1] ** (step + 1))) + eps))
+                change = idctn(change, axes=(2, 3), norm="ortho") if kernel else change
+            leaf.data += torch.tensor(change)
+    state = {f"{name}.m": value for name, value in m.items()}
+    state |= {f"{name}.v": value for name, value in v.items() if name not in inner}
+    return {name: leaf.detach().numpy() for name, leaf in leaves.items()}, state
+
+
+def on_the_host(net, x, t, rates, make):
+    """The same with the optimizers of minisrcnn.engine.optim, on NumPy."""
+    optimizer = make(net.parameters, rates, backend="numpy")
+    for step in range(STEPS):
+        optimizer.step(net.loss_and_gradients(x[step], t[step])[1])
+    return net.parameters, optimizer.state
+
+
+@pytest.mark.parametrize(("optimizer", "make", "case"), [
+    *(("muon", Muon, case) for case in NETS),
+    ("dct-adam", DCTAdam, "large"),
+])
+def test_the_devices_optimizer_is_that_of_the_host_and_of_the_papers(device, optimizer, make,
+                                                                     case):
+    net, *data = task(*NETS[case])
+    made = on_the_device(device, net, *data, optimizer)
+    for params, state in (by_torch(net, *data, optimizer), on_the_host(net, *data, make)):
+        assert set(made.state) == set(state)
+        for name, want in {**params, **state}.items():
+            found = device.to_numpy({**made.parameters, **made.state}[name])
+            np.testing.assert_allclose(found, want, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_the_settings_of_the_optimizers_arrive(device):
+    net, *data = task(*NETS["like 9-1-5"])
+    made = on_the_device(device, net, *data, "muon", momentum=0.5, betas=(0.7, 0.9), eps=1e-3)
+    params, _ = by_torch(net, *data, "muon", betas=(0.7, 0.9), eps=1e-3, mu=0.5)
+    assert difference(device, made, params) < 1e-9
+
+
+def test_kernels_that_are_not_square_have_no_cosine_transform(device):
+    params = {"conv1.weight": np.ones((2, 1, 3, 1)), "conv1.bias": np.zeros(2),
+              "conv2.weight": np.ones((1, 2, 1, 3)), "conv2.bias": np.zeros(1)}
+    image = np.ones((1, 5, 5))
+    with pytest.raises(ValueError, match=r"conv1\.weight has kernels of 3x1, want square ones"):
+        device.DeviceTrainer({k: device.asarray(a, "float64") for k, a in params.items()},
+                             [image], [image], np.array([(0, 0, 0)]), batch_size=1, patch_size=5,
+                             lr=0.1, optimizer="dct-adam")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_float32_follows_float64(device, images, optimizer):
+    options = {"optimizer": optimizer, "momentum": 0.9}
+    single, double = (trainer(device, images, dtype, **options)
                       for dtype in ("float32", "float64"))
     for made in (single, double):
         for _ in range(5):
@@ -149,9 +269,9 @@ def test_the_loss_is_read_over_the_steps_since_the_last_reading(device, images):
         made.read_loss()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
 def test_a_resumed_training_goes_on_bit_for_bit(device, images, optimizer):
-    options = {"optimizer": optimizer, "momentum": 0.9 if optimizer == "sgd" else 0.0}
+    options = {"optimizer": optimizer, "momentum": 0.9 if optimizer == "sgd" else None}
     whole = trainer(device, images, "float32", **options)
     first = trainer(device, images, "float32", **options)
     for _ in range(4):
@@ -226,7 +346,7 @@ def test_training_learns_and_leaves_the_network_alone(device):
     ({"lr": -1.0}, "lr of conv1.weight is -1.0, want a finite"),
     ({"lr": {"conv1": 0.1}}, "want one for conv2"),
     ({"lr": {**RATES, "conv9": 1.0}}, "lr has the key 'conv9', want layers or parameters of"),
-    ({"optimizer": "lbfgs"}, "optimizer is 'lbfgs', want 'sgd' or 'adam'"),
+    ({"optimizer": "lbfgs"}, "optimizer is 'lbfgs', want one of sgd, adam, dct-adam, muon"),
     ({"momentum": 1.0}, "momentum is 1.0, want"),
 ])
 def test_wrong_settings_are_named(device, images, change, message):
@@ -331,7 +451,7 @@ def test_no_two_streams_race(emulated, images, per_thread):
     with ordering.watch(per_thread) as races:
         caller = xp.cuda.Stream(non_blocking=True) if per_thread else xp.cuda.Stream.null
         with caller:
-            a, b = (trainer(emulated, images, optimizer="adam") for _ in range(2))
+            a, b = (trainer(emulated, images, optimizer="muon") for _ in range(2))
             for step in range(4):
                 a.step()
                 b.step()

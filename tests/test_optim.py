@@ -7,7 +7,8 @@ import pytest
 
 from minisrcnn import SGD, SRCNN, Adam, get_backend
 from minisrcnn.engine.backends import unavailable_reason
-from minisrcnn.engine.optim import DCTAdam, Muon, cosine_transform, orthogonalise
+from minisrcnn.engine.optim import DCTAdam, Muon, orthogonalise
+from minisrcnn.engine.transforms import cosine_transform
 
 
 def net():

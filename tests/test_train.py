@@ -26,12 +26,13 @@ from minisrcnn.imaging.prepare import prepare
 from minisrcnn.imaging.resize import imresize
 from minisrcnn.training import files, loop, report
 from minisrcnn.training.loop import epoch_order, train
+from minisrcnn.training.network import new_network
 from minisrcnn.training.pictures import Data, load_data, load_validation
 from minisrcnn.training.ranks import Ranks
 from minisrcnn.training.recipes import RECIPES, Recipe
 from minisrcnn.training.settings import Plan, TrainSettings
 from minisrcnn.training.state import TrainingFailedError, summary
-from minisrcnn.training.steppers import HostStepper
+from minisrcnn.training.steppers import DeviceStepper, HostStepper, new_stepper
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -544,3 +545,42 @@ def test_muon_resumes_bit_for_bit(pictures, tiny, monkeypatch, backend):
     for name, value in whole.net.parameters.items():
         to_numpy = whole.net.backend.to_numpy
         np.testing.assert_array_equal(to_numpy(rest.net.parameters[name]), to_numpy(value))
+
+
+@pytest.mark.parametrize(("optimizer", "device"), [
+    ("muon", "cupy-emulated"), ("sgd", "cupy-emulated"),
+    pytest.param("muon", "cupy", marks=pytest.mark.gpu),
+])
+def test_host_and_device_go_on_from_each_others_arrays(pictures, tiny, optimizer, device):
+    reason = unavailable_reason(device)
+    if reason is not None:
+        pytest.skip(f"{device}: {reason}")
+    recipe = replace(tiny, optimizer=optimizer, lr=1e-3)
+    plan = Plan(str(pictures), 2, "5-1-3", 0, device, recipe)
+    data, _, _ = load_data(plan, quiet)
+    order, codes = np.arange(8), np.arange(8)
+
+    def stepper(backend):
+        made = new_stepper(new_network(plan, get_backend(backend)), data, recipe, Ranks())
+        made.begin_epoch(order, codes)
+        made.set_rates(recipe.rates(("conv1", "conv2", "conv3"), 0, 10))
+        return made
+
+    halves = [stepper("numpy"), stepper(device)]
+    assert [type(half) for half in halves] == [HostStepper, DeviceStepper]
+    for half in halves:
+        half.step()
+    others = [stepper(device), stepper("numpy")]
+    for half, other in zip(halves, others, strict=True):
+        other.restore(half.arrays(), 1)
+        for made in (half, other):
+            made.begin_epoch(order[4:], codes[4:])
+            made.step()
+    want = halves[0].arrays()
+    start = new_network(plan, get_backend("numpy")).parameters
+    moved = {name: np.abs(want[name] - value).max() for name, value in start.items()}
+    for made in (halves[1], *others):
+        found = made.arrays()
+        assert set(found) == set(want)
+        for name in start:
+            assert np.abs(found[name] - want[name]).max() < 1e-2 * moved[name], name

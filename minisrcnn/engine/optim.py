@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..arguments import check_number
 from .backends import get_backend
+from .transforms import MUON_MOMENTUM, MUON_SIZE, NEWTON_SCHULZ, cosine_transform
 
 LearningRate = float | Mapping[str, float]
 
@@ -188,7 +188,8 @@ class DCTAdam(Adam):
     of a filter and almost flat along the rest. Adam gives every coordinate a step size of its
     own, but this difference is between directions that no single tap is. The discrete cosine
     transform is close to the principal components of natural pictures (Rao and Yip 1990,
-    chapter 2), and separates them. With its matrix D, see :func:`cosine_transform`::
+    chapter 2), and separates them. With its matrix D, see
+    :func:`~minisrcnn.engine.transforms.cosine_transform`::
 
         w <- w + D^T Adam(D dw D^T) D
 
@@ -274,7 +275,7 @@ class Muon(DCTAdam):
     """
 
     #: Root mean square of an update's numbers, in learning rates.
-    SIZE = 0.4
+    SIZE = MUON_SIZE
 
     def __init__(
         self,
@@ -283,7 +284,7 @@ class Muon(DCTAdam):
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        momentum: float = 0.95,
+        momentum: float = MUON_MOMENTUM,
         backend: str | ModuleType = "auto",
     ) -> None:
         super().__init__(parameters, lr, betas=betas, eps=eps, backend=backend)
@@ -326,7 +327,7 @@ def orthogonalise(w: Any, backend: ModuleType) -> Any:
     -------
     array of the same shape
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a, b, c = NEWTON_SCHULZ
     # A matrix (F, C) for each tap: products too small for the BLAS library to use threads, whose
     # number would show in the last bits.
     taps = w.transpose(2, 3, 0, 1).copy()
@@ -340,17 +341,3 @@ def orthogonalise(w: Any, backend: ModuleType) -> Any:
         product, gram = step @ product, step @ gram @ step
     product = product / (square + 1e-30) ** 0.5
     return (product @ taps).transpose(2, 3, 0, 1)
-
-
-def cosine_transform(K: int) -> NDArray[np.float64]:
-    """Return the orthonormal matrix (K, K) of the discrete cosine transform::
-
-        D[k,i] = sqrt(2 / K) cos(pi k (i + 1/2) / K)        D[0,i] = sqrt(1 / K)
-
-    ``D @ w @ D.T`` are the coefficients of a kernel ``w`` (DCT-II), ``D.T @ c @ D`` is the kernel
-    of coefficients ``c``.
-    """
-    k, i = np.arange(K)[:, None], np.arange(K)[None]
-    D = np.sqrt(2 / K) * np.cos(np.pi * k * (i + 0.5) / K)
-    D[0] = np.sqrt(1 / K)
-    return D

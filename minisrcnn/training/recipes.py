@@ -112,7 +112,7 @@ RECIPES = {recipe.name: recipe for recipe in (
         last_lr=0.1, schedule="cosine", warmup=1000, batch=16, epochs=15,
     ),
     Recipe(
-        "adam", "Adam alone: what stays on the device with the cupy backend",
+        "adam", "Adam alone, on the pictures as they are",
         augment=True, init="identity", optimizer="adam", lr=2e-3, last_lr=0.1, schedule="cosine",
         batch=16, epochs=25,
     ),

@@ -168,7 +168,8 @@ class DeviceStepper:
             net.parameters, [x.reshape(-1, *x.shape[-2:]) for x in data.inputs],
             [t.reshape(-1, *t.shape[-2:]) for t in data.labels],
             data.index, batch_size=recipe.batch, patch_size=recipe.input_size, lr=recipe.lr,
-            optimizer=recipe.optimizer, momentum=recipe.momentum,
+            optimizer=recipe.optimizer,
+            momentum=recipe.momentum if recipe.optimizer == "sgd" else None,
         )
         self._read = 0
 
@@ -222,7 +223,7 @@ def _channels(images: Sequence[NDArray[Any]]) -> list[list[NDArray[Any]]]:
 
 
 def new_stepper(net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks) -> Stepper:
-    """Return the stepper for a network's backend and the recipe's optimizer.
+    """Return the stepper for a network's backend.
 
     Raises
     ------
@@ -232,7 +233,6 @@ def new_stepper(net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks) -> Stepper
     if ranks.size > 1 and not hasattr(net.backend, "chain_partials"):
         raise MinisrcnnError(f"backend is {net.backend.NAME}, want numba or cupy for {ranks.size} "
                              "ranks of MPI")
-    if (ranks.size == 1 and hasattr(net.backend, "DeviceTrainer")
-            and recipe.optimizer in ("sgd", "adam")):
+    if ranks.size == 1 and hasattr(net.backend, "DeviceTrainer"):
         return DeviceStepper(net, data, recipe)
     return HostStepper(net, data, recipe, ranks)

@@ -31,6 +31,8 @@ CONV = "conv_v6_fused.cu"
 CONV_WEIGHT = "conv_v5_split.cu"
 POINTWISE = "pointwise.cu"
 PATCHES = "patches.cu"
+DCT_ADAM = "dct_adam.cu"
+MUON = "muon.cu"
 
 DTYPES = ("float32", "float64")
 _THREADS = 256          # of a block of an elementwise kernel, and SUM_THREADS in pointwise.cu
@@ -558,6 +560,11 @@ def split_parameters(flat: Array, params: dict[str, Array]) -> dict[str, Array]:
     return views
 
 
+def dct_options(side: int) -> tuple[str, ...]:
+    """Return the macros of ``dct_adam.cu`` for a chain whose largest kernel is so wide."""
+    return (f"-DDCT_SIDE={side}",)
+
+
 def compile_configurations() -> list[tuple[str, tuple[str, ...]]]:
     """Every source with the options that typical networks compile it with, in both dtypes.
 
@@ -579,8 +586,10 @@ def compile_configurations() -> list[tuple[str, tuple[str, ...]]]:
     found = []
     for name in DTYPES:
         real = np.dtype(name)
-        for file in ("conv_v1_naive.cu", "conv_v2_im2col.cu", POINTWISE, PATCHES):
+        for file in ("conv_v1_naive.cu", "conv_v2_im2col.cu", POINTWISE, PATCHES, MUON):
             found.append((file, compile_options(real, ())))
+        for side in (9, 11):
+            found.append((DCT_ADAM, compile_options(real, dct_options(side))))
         for shape in layers:
             plan = plan_convolution(shape, real)
             for file, options in (("conv_v3_tiled.cu", layer_options(shape)),

@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...arguments import check_integer, check_number
+from ..transforms import MUON_MOMENTUM
 from . import checks
 from ._cuda import PATCHES, Array, CudaBackend, split_parameters
+from ._cuda_optimizers import OPTIMIZERS, Training
 
 _THREADS = 256
 
@@ -36,8 +38,12 @@ class DeviceTrainer:
     ``mse_partial``, ``mse_finish``   loss and its gradient; add up the loss, count the step
     ``conv_backward_weight_split``    once a layer: partial gradients of weights and biases
     ``conv_backward_input_fused``     once a layer but the first: gradient times ReLU mask
-    ``reduce_sgd`` or ``reduce_adam`` add up the partial gradients, update all parameters
+    the optimizer's                   add up the partial gradients, update all parameters
     ================================= ===================================================
+
+    For ``"sgd"`` and ``"adam"`` the last line is one launch (``reduce_sgd``, ``reduce_adam``), for
+    ``"dct-adam"`` two (``reduce_gradient``, ``dct_adam_update``), for ``"muon"`` three more for
+    each inner layer (``muon_gram``, ``muon_orthogonalise``, ``muon_update``).
 
     The first step is run launch by launch (which also compiles and loads the kernels), the second
     is recorded, and from then on the record is replayed. Every sum has a fixed order: the same
@@ -63,12 +69,13 @@ class DeviceTrainer:
     batches : int, optional
         Batches of a sequence given to :meth:`load_order`; as many whole ones as there are
         patches by default.
-    optimizer : {"sgd", "adam"}
-        Equation (5) of the SRCNN paper, or Kingma & Ba 2015, algorithm 1.
-    momentum : float
-        Of SGD, in [0, 1).
+    optimizer : {"sgd", "adam", "dct-adam", "muon"}
+        Equation (5) of the SRCNN paper; Kingma & Ba 2015, algorithm 1;
+        :class:`~minisrcnn.engine.optim.DCTAdam`; :class:`~minisrcnn.engine.optim.Muon`.
+    momentum : float, optional
+        Of SGD, by default 0, or of Muon, by default 0.95; in [0, 1).
     betas, eps
-        Of Adam.
+        Of all but SGD.
 
     Raises
     ------
@@ -97,18 +104,19 @@ class DeviceTrainer:
         lr: float | Mapping[str, float],
         batches: int | None = None,
         optimizer: str = "sgd",
-        momentum: float = 0.0,
+        momentum: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
         pairs = checks.chain(params, self.backend.accepts)
-        if optimizer not in ("sgd", "adam"):
-            raise ValueError(f"optimizer is {optimizer!r}, want 'sgd' or 'adam'")
-        self.optimizer = optimizer
-        self.momentum = check_number("momentum", momentum, 0.0, 1.0)
-        self.betas = (check_number("betas[0]", betas[0], 0.0, 1.0),
-                      check_number("betas[1]", betas[1], 0.0, 1.0))
-        self.eps = check_number("eps", eps, 0.0)
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {optimizer!r}, want one of {', '.join(OPTIMIZERS)}")
+        if momentum is None:
+            momentum = MUON_MOMENTUM if optimizer == "muon" else 0.0
+        momentum = check_number("momentum", momentum, 0.0, 1.0)
+        betas = (check_number("betas[0]", betas[0], 0.0, 1.0),
+                 check_number("betas[1]", betas[1], 0.0, 1.0))
+        eps = check_number("eps", eps, 0.0)
         self.batch_size = check_integer("batch_size", batch_size)
         self.patch_size = check_integer("patch_size", patch_size)
         shrinkage = {sum(w.shape[axis] - 1 for w, _ in pairs) for axis in (2, 3)}
@@ -151,12 +159,11 @@ class DeviceTrainer:
             self._params = split_parameters(self._flat, params)
             for name, value in params.items():
                 self._params[name][...] = value
-            self._moments = {
-                kind: xp.zeros(size, dtype)
-                for kind in (("velocity",) if optimizer == "sgd" else ("m", "v"))
-            }
             self._pairs = checks.chain(self._params, self.backend.accepts)
             self._step = self.backend.prepare_step(self._pairs, x)
+            self._optimizer = OPTIMIZERS[optimizer](Training(
+                self.backend, self._step, self._flat, self._params, self._lr, self._counters,
+                momentum, betas, eps))
         self.stream.synchronize()  # from here on the caller may overwrite what was copied
         weakref.finalize(self, self.stream.synchronize)  # memory is freed after its last use
         self._graph: Any = None
@@ -245,13 +252,12 @@ class DeviceTrainer:
 
     @property
     def state(self) -> dict[str, Array]:
-        """What the optimizer remembers: ``"<parameter>.velocity"``, or ``.m`` and ``.v``; views."""
+        """What the optimizer remembers: ``"<parameter>.velocity"``, or ``.m`` and ``.v``; views.
+
+        The names are those of the optimizers in :mod:`minisrcnn.engine.optim`.
+        """
         self.stream.synchronize()
-        return {
-            f"{name}.{kind}": view
-            for kind, flat in self._moments.items()
-            for name, view in split_parameters(flat, self._params).items()
-        }
+        return dict(self._optimizer.state)
 
     def load_state(self, state: Mapping[str, Any], steps: int) -> None:
         """Go on where another trainer stopped: its ``state`` and ``steps``.
@@ -312,13 +318,7 @@ class DeviceTrainer:
                self._counters, x, t, N, C, self.patch_size, t.shape[1], self.label_size,
                self.batches, real=x.dtype)
         self.backend.run_step(step, self._pairs, t, (self._total, self._counters))
-        if self.optimizer == "sgd":
-            self.backend.reduce("reduce_sgd", step, self._flat, self._moments["velocity"],
-                                self._lr, self.momentum, size=step.size)
-        else:
-            self.backend.reduce("reduce_adam", step, self._flat, self._moments["m"],
-                                self._moments["v"], self._lr, self._counters, *self.betas,
-                                self.eps, size=step.size)
+        self._optimizer.launch()
 
     def _rates(self, lr: float | Mapping[str, float]) -> NDArray[np.float64]:
         """Return the learning rate of every parameter, weights and biases in turn."""

@@ -2,7 +2,7 @@
 
 The functions are those of :class:`minisrcnn.engine.backends._cuda.CudaBackend`; arrays are
 ``cupy.ndarray``. Kernels are compiled for the device on first use (CuPy keeps them on disk). See
-``docs/cuda.md``. Not yet run on a GPU.
+``docs/cuda.md``.
 """
 
 from __future__ import annotations
