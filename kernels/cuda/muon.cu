@@ -32,7 +32,8 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS) muon_gram(
     real mu, real rest) {
   __shared__ real rows[GRAM_TILE][GRAM_COLUMNS + 1], others[GRAM_TILE][GRAM_COLUMNS + 1];
   const int t = threadIdx.x, first = blockIdx.x * GRAM_COLUMNS;
-  // m and X; X takes the place of the gradient.
+  // m and X; X takes the place of the gradient. A thread reads later on what it writes here, and no
+  // other does: a tile is a whole number of rounds of the threads.
   for (int e = t; e < F * GRAM_COLUMNS; e += GRAM_THREADS) {
     const int f = e / GRAM_COLUMNS, k = first + e % GRAM_COLUMNS;
     if (k >= n) continue;
@@ -40,7 +41,6 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS) muon_gram(
     m[f * n + k] = mean;
     grad[f * n + k] = mu * mean + rest * g;
   }
-  __syncthreads();
   real* const gram = grams + (long long)blockIdx.x * S * S;
   const int j = t % GRAM_TILE, i = t / GRAM_TILE;
   for (int i0 = 0; i0 < F; i0 += GRAM_TILE)
