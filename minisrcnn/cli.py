@@ -72,7 +72,7 @@ def main(args: list[str] | None = None) -> NoReturn:
             raise
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "minisrcnn"
-        text = message().rstrip(".") or "no command is named"
+        text = " ".join(message().split()).rstrip(".") or "no command is named"
         complain(f"{text} (see {command} --help)")
         code = getattr(error, "exit_code", 2)
     sys.exit(code)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """Return a text with its control characters escaped: names of files can hold any."""
+    """Return a text as one line without control characters: names of files can hold any.
+
+    They are escaped, line breaks and what is no character at all too.
+    """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape",
-                   "surrogatepass").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+                   for c in text)
 
 
 class MinisrcnnError(Exception):
@@ -16,6 +19,9 @@ class MinisrcnnError(Exception):
 
     The command line prints the message and exits with code 2, never with a traceback.
     """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
 
 
 class BackendUnavailableError(MinisrcnnError):

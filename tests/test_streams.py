@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisrcnn import SRCNN
+from minisrcnn import SRCNN, cli
 from minisrcnn.checkpoint import load_model, save_model
 from minisrcnn.errors import printable
+from minisrcnn.exchange.folders import write_folder
 from minisrcnn.imaging.files import write_image
+from minisrcnn.training.loop import train
+from minisrcnn.training.settings import TrainSettings
+from minisrcnn.training.state import summary
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and shells of POSIX")
 
@@ -166,6 +171,7 @@ def test_a_terminal_that_goes_away(place):
 
 def test_control_characters_are_escaped():
     assert printable("a\x1b[31mred\x07\r\x9b.png") == "a\\x1b[31mred\\x07\\r\\x9b.png"
+    assert printable("two\nlines \udcff") == "two\\nlines \\udcff"
     assert printable("naïve ☃ 図.png") == "naïve ☃ 図.png"
     assert printable("\u202egnp.exe") == "\\u202egnp.exe"  # right-to-left override
 
@@ -182,6 +188,37 @@ def test_names_from_files_are_printed_without_control_characters(place, command)
     done = shell(f"minisrcnn {command}")
     assert done.returncode in (1, 2)
     assert "\x1b" not in done.stderr + done.stdout and "\\x1b[31m" in done.stderr
+
+
+ODD = ["a\x1b[31m\nb", "$x_{$", "p|q", "[bold]x", "  two  spaces", os.fsdecode(b"\xff\xfe")]
+
+
+def test_odd_names_in_tables_and_reports(place, capfd):
+    """Each is whole, on one line, and no formula, markup or column of its own."""
+    folder = Path("d\x1b]0;|\n$a$")
+    folder.mkdir()
+    for name in ODD:
+        image = np.kron(np.tri(6) * 200, np.ones((8, 8)))
+        if "$" in name:  # the worst one is drawn
+            image = np.kron(np.tri(12) * 200, np.ones((4, 4)))
+        write_image(folder / f"{name}.png", image.astype(np.uint8))
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--model", "bicubic", "--scale", "2", "--data", str(folder)])
+    out, err = capfd.readouterr()
+    rows = [line[1:].split("   ")[0] for line in out.splitlines()]
+    for name in ODD[:4]:
+        assert printable(name) in rows
+    assert "   two  spaces  " in out and "\\udcff\\udcfe  " in out
+    assert "\x1b" not in out + err and out.startswith("d\\x1b]0;|\\n$a$, scale 2\n")
+    shutil.copytree(folder, folder / "Set5")
+    result = train(TrainSettings(
+        data=str(folder), recipe="paper", epochs=1, arch="5-1-3", scale=2,
+        backend="numpy", out=Path("my run")), lambda text: None)
+    page = Path("my run/report.md").read_text()
+    assert "| data | d\\x1b]0;\\|\\n$a$ |" in page and "\x1b" not in page
+    assert "--model 'my run'" in summary(result)
+    write_folder("hub", load_model("my run/model.safetensors"))
+    assert "- data: d\\x1b]0;|\\n$a$\n" in Path("hub/README.md").read_text()
 
 
 @pytest.mark.parametrize("command", [

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import note, printable, user_values
+from .terminal import note, print_line, user_values
 
 
 def convert_command(
@@ -28,4 +28,4 @@ def convert_command(
 
     with user_values():
         convert(source, target, rgb=rgb, scale=scale, y_range=y_range, say=note)
-    print(printable(target))
+    print_line(target)

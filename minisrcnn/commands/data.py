@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from .terminal import Command, complain, new_table, print_table, progress_bar
+from .terminal import (
+    Command,
+    add_row,
+    complain,
+    new_table,
+    print_line,
+    print_table,
+    progress_bar,
+)
 
 app = typer.Typer(help="The data sets T91, Set5 and Set14.", no_args_is_help=True)
 
@@ -14,13 +22,11 @@ app = typer.Typer(help="The data sets T91, Set5 and Set14.", no_args_is_help=Tru
 @app.command("list", cls=Command)
 def data_list() -> None:
     """Show the data sets and where they are."""
-    from rich.markup import escape
-
     from ..imaging.datasets import list_datasets
 
     table = new_table("data set", "pictures", "here", "folder", left=("data set", "folder"))
     for row in list_datasets():
-        table.add_row(row.name, str(row.images), str(row.present), escape(str(row.place or "-")))
+        add_row(table, row.name, str(row.images), str(row.present), str(row.place or "-"))
     print_table(table)
 
 
@@ -35,7 +41,7 @@ def data_fetch(
     for name in names or NAMES:
         with progress_bar(name) as progress:
             dataset = fetch(name, progress=progress)
-        print(f"{dataset.name}: {len(dataset)} pictures in {dataset.paths[0].parent}")
+        print_line(f"{dataset.name}: {len(dataset)} pictures in {dataset.paths[0].parent}")
 
 
 @app.command("verify", cls=Command)
@@ -53,6 +59,6 @@ def data_verify(
         bad += len(wrong)
         for file in wrong:
             complain(f"{file.path}: {file.status}")
-        print(f"{name}: {len(files) - len(wrong)} of {len(files)} files are the originals")
+        print_line(f"{name}: {len(files) - len(wrong)} of {len(files)} files are the originals")
     if bad:
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from .terminal import (
     Backend,
     Model,
     Scale,
+    add_row,
     ask_for_scale,
     load_network,
     model_scale,
@@ -122,8 +123,6 @@ def _default(scale: int) -> str:
 
 def _show_scores(result: Evaluation, name: str) -> None:
     """Print one data set: every picture, the mean, and what is published."""
-    from rich.markup import escape
-
     has_model, has_rgb = result.mean.model is not None, result.mean.bicubic.rgb is not None
     columns = ["picture", "bicubic dB", "SSIM"]
     columns += ["model dB", "SSIM", "gain dB"] if has_model else []
@@ -132,7 +131,7 @@ def _show_scores(result: Evaluation, name: str) -> None:
                       title=f"{result.name}, scale {result.scale}{name}")
     rows = [*result.rows, result.mean]
     for row in rows:
-        cells = [escape(row.name), number(row.bicubic.psnr, 3), number(row.bicubic.ssim, 4)]
+        cells = [row.name, number(row.bicubic.psnr, 3), number(row.bicubic.ssim, 4)]
         if row.model is not None:
             cells += [number(row.model.psnr, 3), number(row.model.ssim, 4),
                       number(row.model.psnr - row.bicubic.psnr, 3, "+")]
@@ -141,14 +140,14 @@ def _show_scores(result: Evaluation, name: str) -> None:
                           number(row.model.rgb - row.bicubic.rgb, 3, "+")]
         if row is rows[-1]:
             table.add_section()
-        table.add_row(*cells, style="bold" if row is rows[-1] else None)
+        add_row(table, *cells, style="bold" if row is rows[-1] else None)
     published = result.published
     if published is not None:
         table.add_section()
         if not has_model:
-            table.add_row("published bicubic", number(published.bicubic, 3), "")
+            add_row(table, "published bicubic", number(published.bicubic, 3), "")
         for name, value in published.of().items() if has_model else ():
-            table.add_row(name, number(published.bicubic, 3), "", number(value, 3), "",
+            add_row(table, name, number(published.bicubic, 3), "", number(value, 3), "",
                           number(value - published.bicubic, 3, "+"))
     print_table(table)
     if published is None:
@@ -167,5 +166,5 @@ def _show_protocol(name: str, scale: int, choices: list[Choice]) -> None:
                  number(choice.bicubic_change, 3, "+") if i else ""]
         if has_model:
             cells += [number(choice.model, 3), number(choice.model_change, 3, "+") if i else ""]
-        table.add_row(*cells)
+        add_row(table, *cells)
     print_table(table)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import MinisrcnnError
-from .terminal import Command, new_table, note, print_table
+from .terminal import Command, add_row, new_table, note, print_line, print_table
 
 if TYPE_CHECKING:
     from ..learn.course import Exercise
@@ -43,22 +43,21 @@ def learn_start(
     except OSError as error:
         raise MinisrcnnError(f"{folder}: cannot be written ({error.strerror})") from None
     kept = len(exercises()) - copied
-    print(f"{copied} exercises copied to {folder}{f', {kept} kept as they are' if kept else ''}.")
-    print(f"Open {folder / exercises()[0].name}.py, fill its gap, then: cd {folder} && "
-          "minisrcnn learn check 1")
+    same = f", {kept} kept as they are" if kept else ""
+    print_line(f"{copied} exercises copied to {folder}{same}.")
+    print_line(f"Open {folder / exercises()[0].name}.py, fill its gap, then: cd {folder} && "
+               "minisrcnn learn check 1")
 
 
 @app.command("list", cls=Command)
 def learn_list(folder: Folder = Path()) -> None:
     """Show the exercises and how far you are."""
-    from rich.markup import escape
-
     from ..learn.course import exercises
 
     progress = _progress(folder)
     table = new_table("", "exercise", "file", "so far", left=("exercise", "file", "so far"))
     for task in exercises():
-        table.add_row(str(task.number), escape(task.title), task.name + ".py",
+        add_row(table, str(task.number), task.title, task.name + ".py",
                       progress.get(task.name, "-"))
     print_table(table)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import MinisrcnnError
-from .terminal import new_table, number, print_json, print_table
+from .terminal import add_row, new_table, number, print_json, print_table
 
 
 def models_command(
@@ -31,7 +31,7 @@ def models_command(
     table = new_table("name", "scale", "channels", "Set5 dB", "Set14 dB", "KB", "used by default",
                       left=("name", "used by default"))
     for model in shipped_models():
-        table.add_row(model.name, f"x{model.scale}", "Y" if model.channels == 1 else "RGB",
+        add_row(table, model.name, f"x{model.scale}", "Y" if model.channels == 1 else "RGB",
                       number(model.psnr.get("Set5"), 2), number(model.psnr.get("Set14"), 2),
                       f"{model.path.stat().st_size / 1000:.0f}", "yes" if model.default else "")
     print_table(table)

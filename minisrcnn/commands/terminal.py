@@ -94,7 +94,12 @@ def note(text: str) -> None:
 
 def complain(text: str) -> None:
     """Print an error as one line on standard error."""
-    note(f"minisrcnn: {' '.join(text.split())}")
+    note(f"minisrcnn: {text}")
+
+
+def print_line(text: str) -> None:
+    """Print a line of results on standard output."""
+    print(printable(text), flush=True)
 
 
 @contextlib.contextmanager
@@ -154,17 +159,17 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(),
                TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
     with Progress(*columns, console=console(stderr=True), transient=True) as progress:
-        task = progress.add_task(escape(title), total=None)
+        task = progress.add_task(escape(printable(title)), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def new_table(*columns: str, left: tuple[str, ...], title: str | None = None) -> Table:
+def new_table(*columns: str, left: tuple[str, ...], title: str = "") -> Table:
     """Return an empty table; columns in ``left`` are aligned left and folded, the others right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title or "", "bold"), title_justify="left", box=box.SIMPLE,
+    table = Table(title=Text(printable(title), "bold"), title_justify="left", box=box.SIMPLE,
                   show_edge=False)
     for column in columns:
         if column in left:
@@ -172,6 +177,13 @@ def new_table(*columns: str, left: tuple[str, ...], title: str | None = None) ->
         else:
             table.add_column(column, justify="right", no_wrap=True)
     return table
+
+
+def add_row(table: Table, *cells: str, style: str | None = None) -> None:
+    """Add a row of plain text to a table."""
+    from rich.text import Text
+
+    table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
 
 
 def print_table(table: Table) -> None:

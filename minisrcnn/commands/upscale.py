@@ -22,7 +22,7 @@ from .terminal import (
     model_scale,
     note,
     print_json,
-    printable,
+    print_line,
     progress_bar,
     user_values,
 )
@@ -129,7 +129,7 @@ def upscale_command(
             note(f"Part {part[0]} of {part[1]}: {len(todo)} of {len(sources)} pictures.")
         if dry_run:
             for job in todo:
-                print(printable(f"{job.source} -> {job.target}"))
+                print_line(f"{job.source} -> {job.target}")
             raise typer.Exit(1 if problems else 0)
         options = Options(
             scale=scale, box=box, format="png" if format in (None, "same") else str(format),
@@ -271,7 +271,7 @@ def _run(
                 if outcome.result.notes:
                     note(f"{outcome.result.source}: {'; '.join(outcome.result.notes)}")
                 if not as_json and str(outcome.job.target) != STANDARD:
-                    print(printable(str(outcome.job.target)), flush=True)
+                    print_line(str(outcome.job.target))
     return outcomes
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ..checkpoint import MODEL_FILE, ModelFile, save_state
-from ..errors import MinisrcnnError, reason
+from ..errors import MinisrcnnError, printable, reason
 from ..imaging.files import atomic_open
 
 PathLike = str | os.PathLike[str]
@@ -46,7 +46,8 @@ def write_folder(path: PathLike, model: ModelFile) -> None:
 
 def _card(model: ModelFile) -> str:
     scale = "?" if model.scale is None else model.scale
-    facts = "\n".join(f"- {name}: {value}" for name, value in sorted(model.metadata.items())
+    facts = "\n".join(f"- {printable(name)}: {printable(value)}"
+                      for name, value in sorted(model.metadata.items())
                       if name not in ("format", "sha256"))
     return f"""---
 library_name: minisrcnn

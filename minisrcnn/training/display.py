@@ -28,7 +28,7 @@ class Shown(Protocol):
 def say_to_stderr(text: str) -> None:
     """Print one line on standard error; training goes on where nobody reads it any more."""
     with contextlib.suppress(OSError, ValueError):
-        print(printable(" ".join(text.split())), file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -195,7 +196,7 @@ class _Run:
             f"{self.saved_step:,} is kept: make room, then {self._resume_command()}")
 
     def _resume_command(self) -> str:
-        return f"minisrcnn train --out {self.out} --resume"
+        return f"minisrcnn train --out {shlex.quote(str(self.out))} --resume"
 
     def train(self, interrupted: Callable[[], bool]) -> TrainResult:
         """Make the steps that are left; write the weights, the pictures and the report."""

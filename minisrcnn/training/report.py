@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import printable
 from ..imaging.files import atomic_open
 from ..imaging.metrics import psnr
 from ..info import describe
@@ -45,6 +47,16 @@ def write_report(result: TrainResult, lines: list[dict[str, Any]]) -> None:
         file.write(_page(result).encode())
 
 
+def _cell(value: Any) -> str:
+    """Return a text as it stands in a table of Markdown: names can hold anything."""
+    return printable(str(value)).replace("|", "\\|")
+
+
+def _plain(name: str) -> str:
+    """Return a name for a figure, where dollar signs would be a formula."""
+    return printable(name).replace("$", "\\$")
+
+
 def _figure(width: float, height: float) -> Any:
     # The object, not pyplot: no window, no global state, safe in any thread.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -57,7 +69,9 @@ def _figure(width: float, height: float) -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
+    with warnings.catch_warnings():  # of letters in names that the font has not
+        warnings.simplefilter("ignore")
+        figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
     with atomic_open(path) as file:
         file.write(data.getvalue())
 
@@ -77,7 +91,7 @@ def _curve(lines: list[dict[str, Any]], result: TrainResult) -> Any:
     left.xaxis.get_major_locator().set_params(integer=True)
     scored = result.validation
     handles += right.plot([line["epoch"] for line in scores], [line["psnr"] for line in scores],
-                          color="tab:blue", label=f"PSNR, {scored.name}", marker=marker,
+                          color="tab:blue", label=f"PSNR, {_plain(scored.name)}", marker=marker,
                           markersize=3)
     levels = {_INPUT[result.plan.recipe.degradation]: scored.bicubic}
     if scored.published is not None:
@@ -138,7 +152,7 @@ def _before_after(result: TrainResult) -> Any:
                     vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title)
         axis.axis("off")
-    figure.suptitle(f"{scored.name}, {scored.titles[n]}, scale {scale} (a part of "
+    figure.suptitle(f"{_plain(scored.name)}, {_plain(scored.titles[n])}, scale {scale} (a part of "
                     f"{_planes(result)}; PSNR of the whole)", fontsize="medium")
     return figure
 
@@ -178,7 +192,7 @@ def _page(result: TrainResult) -> str:
                 "arch": plan.arch, "channels": plan.channels,
                 "filters": "-".join(map(str, result.net.filters)),
                 "seed": plan.seed, "backend": plan.backend} | settings
-    table = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in settings.items())
     versions = ("minisrcnn", "python", "numpy", "numba", "system", "processor", "cores")
     house = "\n".join(f"| {name} | {machine[name].split(' (')[0]} |"
                       for name in versions if name in machine)
@@ -197,7 +211,7 @@ def _page(result: TrainResult) -> str:
 
 ## Score
 
-Mean PSNR on {_planes(result)}, {scored.name}, {len(scored.titles)} pictures, in dB.
+Mean PSNR on {_planes(result)}, {printable(scored.name)}, {len(scored.titles)} pictures, in dB.
 {warning}
 | | PSNR | against {start.split(',')[0]} |
 |---|---|---|

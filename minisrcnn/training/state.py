@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoint import MODEL_FILE
-from ..errors import MinisrcnnError
+from ..errors import MinisrcnnError, printable
 from ..srcnn import SRCNN
 from .pictures import Data, Validation
 from .settings import Plan
@@ -96,10 +97,10 @@ def summary(result: TrainResult) -> str:
     known = "" if scored.published is None else ", ".join(
         f"{name} {value:.2f}" for name, value in scored.published.of(result.plan.arch).items())
     against = f"\n  ({known})" if known else "" if scored.comparable else " (not comparable)"
-    model = result.out / MODEL_FILE
-    return (f"{scored.name}, scale {result.plan.scale}: {psnr:.2f} dB, bicubic "
+    model, out = printable(str(result.out / MODEL_FILE)), shlex.quote(printable(str(result.out)))
+    return (f"{printable(scored.name)}, scale {result.plan.scale}: {psnr:.2f} dB, bicubic "
             f"{scored.bicubic:.2f}, gain {psnr - scored.bicubic:+.2f}{against}; "
             f"{result.progress.seconds / 60:.1f} minutes\n"
             f"{model}\n  (report.md, curve.png, filters.png, before-after.png beside it)\n"
-            f"Next: minisrcnn evaluate --model {result.out}    "
-            f"minisrcnn upscale PICTURE --model {result.out}")
+            f"Next: minisrcnn evaluate --model {out}    "
+            f"minisrcnn upscale PICTURE --model {out}")
