@@ -39,7 +39,8 @@ MAX_KERNEL, MAX_FILTERS, MAX_LAYERS = 63, 4096, 64
 _OUR_KEYS = ("format", "arch", "filters", "channels", "sha256")
 _FORMAT = "minisrcnn model"
 
-_LARGEST = 1 << 28  # bytes of a file; 9-5-5 is 0.5 MB
+#: Bytes of a model, its file and its numbers: 9-5-5 has 0.5 MB.
+LARGEST = 1 << 28
 
 # Outputs are bounded by the weights; above this, sums and Winograd transforms could overflow.
 _LARGEST_OUTPUT = 1e30
@@ -150,7 +151,7 @@ def load_state(
     from safetensors import SafetensorError, safe_open
 
     path = os.fspath(path)
-    _head(path)
+    read_head(path)
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
@@ -235,7 +236,7 @@ def load_model(path: PathLike) -> ModelFile:
         NumPy and MATLAB 7.3 are refused unread, by name.
     """
     path = os.fspath(path)
-    head = _head(path)
+    head = read_head(path)
     other = _other_format(path, head)
     if other is not None:
         raise MinisrcnnError(f"{path}: {other}")
@@ -342,8 +343,14 @@ def _is_fsrcnn(names: Collection[str]) -> bool:
 # --- checks -------------------------------------------------------------------------------------
 
 
-def _head(path: str) -> bytes:
-    """Return the first bytes of a plain file of reasonable size."""
+def read_head(path: str) -> bytes:
+    """Return the first bytes of a file, if it is a plain one of reasonable size.
+
+    Raises
+    ------
+    MinisrcnnError
+        If it is anything else, such as a pipe, which would block.
+    """
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -352,8 +359,8 @@ def _head(path: str) -> bytes:
             raise MinisrcnnError(f"{path}: not a plain file")
         if status.st_size == 0:
             raise MinisrcnnError(f"{path}: an empty file")
-        if status.st_size > _LARGEST:
-            raise MinisrcnnError(f"{path}: {status.st_size:,} bytes, want at most {_LARGEST:,}")
+        if status.st_size > LARGEST:
+            raise MinisrcnnError(f"{path}: {status.st_size:,} bytes, want at most {LARGEST:,}")
         with open(path, "rb") as file:
             return file.read(128)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
@@ -395,15 +402,15 @@ def model_of(path: str, arrays: dict[str, NDArray[Any]], metadata: dict[str, str
         if b.shape != w.shape[:1]:
             raise MinisrcnnError(f"{path}: conv{i + 1}.bias has shape {b.shape}, "
                                  f"want {w.shape[:1]}")
+        if w.shape[2] > MAX_KERNEL or max(w.shape[:2]) > MAX_FILTERS or count > MAX_LAYERS:
+            raise MinisrcnnError(
+                f"{path}: layer {i + 1} of {count} has shape {w.shape}, want kernels of at most "
+                f"{MAX_KERNEL}x{MAX_KERNEL}, {MAX_FILTERS} filters, {MAX_LAYERS} layers")
         for name, a in ((f"conv{i + 1}.weight", w), (f"conv{i + 1}.bias", b)):
             if a.dtype.kind != "f":
                 raise MinisrcnnError(f"{path}: {name} has dtype {a.dtype}, want floats")
             if not np.isfinite(a).all():
                 raise MinisrcnnError(f"{path}: {name} has NaN or infinite numbers")
-        if w.shape[2] > MAX_KERNEL or max(w.shape[:2]) > MAX_FILTERS or count > MAX_LAYERS:
-            raise MinisrcnnError(
-                f"{path}: layer {i + 1} of {count} has shape {w.shape}, want kernels of at most "
-                f"{MAX_KERNEL}x{MAX_KERNEL}, {MAX_FILTERS} filters, {MAX_LAYERS} layers")
         kernels.append(w.shape[2])
         widths.append(w.shape[0])
     output = _largest_output([(arrays[f"conv{i + 1}.weight"], arrays[f"conv{i + 1}.bias"])
@@ -486,7 +493,7 @@ def _read_mat(path: str) -> dict[str, NDArray[Any]]:
     """Read the authors' six variables, and nothing else, from a version 5 ``.mat`` file."""
     try:
         with open(path, "rb") as file:
-            raw, names = read_arrays(file.read(), _AUTHORS, _LARGEST)
+            raw, names = read_arrays(file.read(), _AUTHORS, LARGEST)
     except OSError as error:
         raise MinisrcnnError(f"{path}: cannot be read ({reason(error)})") from None
     except (ValueError, MemoryError) as error:

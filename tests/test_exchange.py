@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,6 +164,26 @@ def test_padding_of_a_graph_is_said(tmp_path):
         assert read.model.parameters["conv1.bias"].tolist() == [0]
 
 
+@pytest.mark.parametrize("change", [
+    {"op_type": "Conv", "output": ["y"]}, {"op_type": "Conv", "input": ["x", "w"]},
+    {"op_type": "Relu"}, {"strides": 2}, {"dilations": 2.5}, {"pads": 1},
+    {"op_type": "Pad", "mode": 3}, {"op_type": "Pad", "mode": b"\xff"}, {"op_type": "C\x1b\nv"},
+])
+def test_graphs_of_the_wrong_kind_are_one_line(tmp_path, change):
+    """Whatever a node lacks or has too much: protocol buffers check no types."""
+    onnx = pytest.importorskip("onnx", reason="the onnx package is not installed")
+    change = dict(change)
+    if "op_type" in change and len(change) < 3 and "mode" not in change:
+        node = onnx.helper.make_node(change.pop("op_type"), change.get("input", []),
+                                     change.get("output", []))
+    else:
+        node = onnx.helper.make_node(change.pop("op_type", "Conv"), ["x", "w"], ["y"], **change)
+    path = graph(onnx, tmp_path / "g.onnx", [node], {"w": np.zeros((1, 1, 3, 3), np.float32)})
+    with pytest.raises(MinisrcnnError, match=r"g\.onnx: (not an ONNX|node 1 is)") as error:
+        read_model(path)
+    assert str(error.value).isprintable()
+
+
 def test_what_is_not_onnx(tmp_path):
     pytest.importorskip("onnx", reason="the onnx package is not installed")
     (tmp_path / "m.onnx").write_bytes(b"junk" * 100)
@@ -248,6 +270,50 @@ def test_public_layouts(tmp_path, layout, nested, kind):
     assert ("--y-range full" in said) == (LAYOUTS[layout][2] == 1)
 
 
+def test_parameters_of_a_module(tmp_path):
+    """Of ``dict(net.named_parameters())``, which remember their gradients."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    net = network("3-1", (2,))
+    torch.save({name: torch.nn.Parameter(torch.tensor(value)) for name, value in
+                arrays(net).items()}, tmp_path / "m.pth")
+    read = read_model(tmp_path / "m.pth", scale=2)
+    for name, value in arrays(net).items():
+        np.testing.assert_array_equal(read.model.parameters[name], value)
+
+
+@pytest.mark.parametrize(("kind", "words"), [
+    ("sparse", "conv1.weight cannot be read"), ("meta", "conv1.weight cannot be read"),
+    ("repeated", "makes it 65,028,096,016 bytes, want at most 268,435,456"),
+])
+def test_tensors_that_are_no_plain_numbers(tmp_path, kind, words):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    w = {"sparse": lambda: torch.ones(2, 1, 3, 3).to_sparse(),
+         "meta": lambda: torch.empty(2, 1, 3, 3, device="meta"),
+         # 4 bytes in the file, and as many in memory: a view of one number
+         "repeated": lambda: torch.zeros(1).half().expand(4096, 1000, 63, 63)[..., :63]}[kind]()
+    torch.save({"conv1.bias": torch.zeros(4), "conv1.weight": w}, tmp_path / "m.pth")
+    with pytest.raises(MinisrcnnError, match=words):
+        read_model(tmp_path / "m.pth")
+
+
+def test_an_archive_that_unpacks_to_too_much(tmp_path):
+    with zipfile.ZipFile(tmp_path / "m.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/data.pkl", b"")
+        with archive.open("m/data/0", "w") as file:
+            for _ in range(17):
+                file.write(bytes(16 << 20))
+    with pytest.raises(MinisrcnnError, match="285,212,672 bytes unpacked, want at most 268,"):
+        read_model(tmp_path / "m.pth")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFO on this system")
+@pytest.mark.parametrize("name", ["m.onnx", "m.safetensors", "m.pth"])
+def test_a_fifo_is_refused_at_once(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(MinisrcnnError, match="not a plain file"):
+        read_model(tmp_path / name)
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("code ran",))
@@ -312,6 +378,19 @@ def test_hugging_face_folder(tmp_path, ours):
         np.testing.assert_array_equal(again.parameters[name], value)
     with pytest.raises(MinisrcnnError, match="holds files already"):
         convert(ours, tmp_path / "hub")
+
+
+def test_half_a_folder_is_not_left(tmp_path, ours, monkeypatch):
+    from minisrcnn.exchange import folders
+
+    def full(*arguments):
+        raise MinisrcnnError("no room")
+
+    with monkeypatch.context() as patch, pytest.raises(MinisrcnnError, match="no room"):
+        patch.setattr(folders, "save_state", full)
+        convert(ours, tmp_path / "hub")
+    assert list((tmp_path / "hub").iterdir()) == []
+    convert(ours, tmp_path / "hub")
 
 
 def test_spandrel_loads_and_runs(tmp_path):

@@ -24,24 +24,29 @@ def write_folder(path: PathLike, model: ModelFile) -> None:
         If the folder holds anything, or cannot be written to.
     """
     folder = Path(path)
+    config = {
+        "model_type": "srcnn", "architectures": ["SRCNN"],
+        "kernels": [int(size) for size in model.arch.split("-")],
+        "filters": list(model.filters), "channels": model.channels, "scale": model.scale,
+        "padding_mode": "replicate", "y_range": [16, 235],
+    }
+    texts = {"config.json": json.dumps(config, indent=2) + "\n", "README.md": _card(model)}
+    written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise MinisrcnnError(f"{folder}: holds files already, want a new or an empty folder")
-        config = {
-            "model_type": "srcnn", "architectures": ["SRCNN"],
-            "kernels": [int(size) for size in model.arch.split("-")],
-            "filters": list(model.filters), "channels": model.channels, "scale": model.scale,
-            "padding_mode": "replicate", "y_range": [16, 235],
-        }
-        with atomic_open(folder / "config.json") as file:
-            file.write((json.dumps(config, indent=2) + "\n").encode())
-        with atomic_open(folder / "README.md") as file:
-            file.write(_card(model).encode())
-    except OSError as error:
-        raise MinisrcnnError(f"{folder}: cannot be written ({reason(error)})") from None
-    metadata = dict(model.metadata) | {"format": "pt"}
-    save_state(folder / MODEL_FILE, model.parameters, metadata)
+        for name, text in texts.items():
+            with atomic_open(folder / name) as file:
+                file.write(text.encode())
+            written.append(folder / name)
+        save_state(folder / MODEL_FILE, model.parameters, dict(model.metadata) | {"format": "pt"})
+    except BaseException as error:
+        for path in written:  # half a folder would be in the way of the next try
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise MinisrcnnError(f"{folder}: cannot be written ({reason(error)})") from None
+        raise
 
 
 def _card(model: ModelFile) -> str:

@@ -173,19 +173,23 @@ def read_onnx(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """
     onnx = _onnx()
     try:
-        graph = onnx.load(path, load_external_data=False).graph
-        constants = {tensor.name: _array(onnx, tensor) for tensor in graph.initializer}
-        for node in graph.node:
-            if node.op_type == "Constant":
-                constants[node.output[0]] = _array(
-                    onnx, next(a.t for a in node.attribute if a.name == "value"))
+        return _read_chain(onnx, path)
     except MinisrcnnError as error:
         raise MinisrcnnError(f"{path}: {error}") from None
     except Exception as error:  # protocol buffers: a file can be wrong in any way
         raise MinisrcnnError(f"{path}: not an ONNX graph ({type(error).__name__})") from None
+
+
+def _read_chain(onnx: ModuleType, path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    graph = onnx.load(path, load_external_data=False).graph
+    constants = {tensor.name: _array(onnx, tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = _array(
+                onnx, next(a.t for a in node.attribute if a.name == "value"))
     inputs = [value.name for value in graph.input if value.name not in constants]
     if len(inputs) != 1 or len(graph.output) != 1:
-        raise MinisrcnnError(f"{path}: has {len(inputs)} inputs and {len(graph.output)} outputs, "
+        raise MinisrcnnError(f"has {len(inputs)} inputs and {len(graph.output)} outputs, "
                              "want one of each")
     arrays: dict[str, NDArray[Any]] = {}
     borders: set[str] = set()
@@ -194,10 +198,10 @@ def read_onnx(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
         if node.op_type == "Constant":
             continue
         if node.op_type not in ("Conv", "Relu", "Pad", "Identity"):
-            raise MinisrcnnError(f"{path}: node {number} is a {node.op_type}, want a chain of "
+            raise MinisrcnnError(f"node {number} is a {node.op_type}, want a chain of "
                                  "Conv and Relu")
         if node.input[0] != at:
-            raise MinisrcnnError(f"{path}: node {number}, a {node.op_type}, branches, want a "
+            raise MinisrcnnError(f"node {number}, a {node.op_type}, branches, want a "
                                  "chain of Conv and Relu")
         at = node.output[0]
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -209,14 +213,14 @@ def read_onnx(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
             relu = True
         elif node.op_type == "Conv":
             if not relu:
-                raise MinisrcnnError(f"{path}: node {number}, a Conv, follows a Conv, want a Relu "
+                raise MinisrcnnError(f"node {number}, a Conv, follows a Conv, want a Relu "
                                      "between them")
             count += 1
             if len(node.input) < 2 or any(name not in constants for name in node.input[1:]):
-                raise MinisrcnnError(f"{path}: node {number}, a Conv, has computed weights, want "
+                raise MinisrcnnError(f"node {number}, a Conv, has computed weights, want "
                                      "constant ones")
             w = constants[node.input[1]]
-            _check_conv(f"{path}: node {number}", attributes, w)
+            _check_conv(f"node {number}", attributes, w)
             arrays[f"conv{count}.weight"] = w
             arrays[f"conv{count}.bias"] = (constants[node.input[2]] if len(node.input) > 2
                                            else np.zeros(len(w), np.float32))
@@ -226,7 +230,7 @@ def read_onnx(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
                 borders.add("zero" if padded else "none")
             relu, pending = False, False
     if at != graph.output[0].name or (relu and count):
-        raise MinisrcnnError(f"{path}: does not end in a Conv, want a chain of Conv and Relu")
+        raise MinisrcnnError("does not end in a Conv, want a chain of Conv and Relu")
     borders.discard("repeated")
     kind = {"zero": "pads with zeros", "none": "does not pad: its output is smaller"}
     notes = [f"the graph {kind.get(border, f'pads by {border!r}')}; minisrcnn repeats the border, "

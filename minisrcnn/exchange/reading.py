@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import (
+    LARGEST,
     ModelFile,
     load_model,
     load_state,
     model_of,
+    read_head,
     resolve_model,
     scale_from_name,
 )
@@ -116,11 +118,7 @@ def _with_scale(model: ModelFile, path: Path, scale: int | None, notes: list[str
 
 
 def _kind(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise MinisrcnnError(f"{path}: cannot be read ({reason(error)})") from None
+    head = read_head(os.fspath(path))
     if path.suffix.lower() == ".onnx":
         return "onnx"
     if head.startswith(b"\x80") and len(head) > 1 and head[1] in range(2, 6):
@@ -129,8 +127,11 @@ def _kind(path: Path) -> str:
         try:
             with zipfile.ZipFile(path) as archive:
                 pickled = any(name.endswith("/data.pkl") for name in archive.namelist())
-        except (zipfile.BadZipFile, OSError, ValueError):
+                unpacked = sum(member.file_size for member in archive.infolist())
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
             pickled = False
+        if pickled and unpacked > LARGEST:
+            raise MinisrcnnError(f"{path}: {unpacked:,} bytes unpacked, want at most {LARGEST:,}")
         return "torch" if pickled else "other"
     if head.startswith((b"MATLAB", b"\x89HDF", b"\x93NUMPY")):
         return "other"
@@ -157,8 +158,20 @@ def _load_torch(path: Path) -> Mapping[str, Any]:
                 loaded = loaded[key]
     if not isinstance(loaded, Mapping):
         raise MinisrcnnError(f"{path}: holds a {type(loaded).__name__}, want a state dict")
-    return {str(name): value.float().numpy() for name, value in loaded.items()
-            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim}
+    arrays: dict[str, Any] = {}
+    size = 0
+    for name, value in loaded.items():
+        try:
+            if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim):
+                continue
+            size += 4 * value.numel()  # more than the file where a tensor repeats its numbers
+            if size > LARGEST:
+                raise MinisrcnnError(f"{path}: {name} makes it {size:,} bytes, want at most "
+                                     f"{LARGEST:,}")
+            arrays[str(name)] = value.float().numpy(force=True)
+        except (RuntimeError, TypeError) as error:  # sparse, nested, without numbers
+            raise MinisrcnnError(f"{path}: {name} cannot be read ({reason(error)})") from None
+    return arrays
 
 
 def _from_names(
