@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import ab, cases, gpu_session, machine, report, results, runner, verdicts
+from . import ab, cases, gpu_session, machine, report, results, runner, scaling, verdicts
 from .cases import Case
 from .registry import all_implementations
 from .results import Run
@@ -54,6 +54,17 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--channels", type=int, default=1)
         if suite == "training":
             command.add_argument("--batch", type=int, action="append", default=[])
+
+    command = commands.add_parser("scaling", help="training on 1 to 4 ranks of MPI, and many small "
+                                  "pictures by one worker and by two")
+    command.set_defaults(run=_scaling)
+    command.add_argument("--out", type=Path, metavar="FILE", help="the result file")
+    command.add_argument("--rounds", type=int, default=5,
+                         help="turns of each number of ranks (default: %(default)s)")
+    command.add_argument("--pictures", type=int, default=scaling.PICTURES,
+                         help="to upscale; 0 leaves that out (default: %(default)s)")
+    command.add_argument("--quick", action="store_true", help="fewer cases, rounds and pictures")
+    command.add_argument("--strict", action="store_true", help="refuse a noisy machine")
 
     command = commands.add_parser("compare", help="say what got slower between two result files")
     command.set_defaults(run=_compare)
@@ -182,20 +193,42 @@ def _run(chosen: list[Case], sides: list[Side], settings: Settings, options: arg
         return 0
     if not chosen:
         raise ValueError(f"--filter is {options.filter!r}, which matches nothing; see --list")
-    if options.strict and (busy := machine.others()) > machine.BUSY:
-        print(f"refused: others keep {busy:.1f} processors busy", file=sys.stderr)
+    if _too_busy(options):
         return 1
     run = runner.measure(chosen, sides, settings, words)
     run.settings |= notes
+    if not _saved(run, options):
+        return 1
+    return 130 if runner.INTERRUPTED in run.missing else run
+
+
+def _scaling(options: argparse.Namespace, words: list[str]) -> int:
+    if _too_busy(options):
+        return 1
+    cases = [case for case in scaling.CASES if not options.quick or case[1] == 128]
+    run = scaling.measure(cases, scaling.RANKS, 2 if options.quick else options.rounds,
+                          min(options.pictures, 200) if options.quick else options.pictures, words)
+    return 0 if _saved(run, options) else 1
+
+
+def _too_busy(options: argparse.Namespace) -> bool:
+    busy = machine.others() if options.strict else 0.0
+    if busy > machine.BUSY:
+        print(f"refused: others keep {busy:.1f} processors busy", file=sys.stderr)
+    return busy > machine.BUSY
+
+
+def _saved(run: Run, options: argparse.Namespace) -> bool:
+    """Write the file, unless the run was noisy and that is refused."""
     if run.noisy:
         print(f"NOISY: {run.noisy}", file=sys.stderr)
         if options.strict:
             print("refused: nothing was written", file=sys.stderr)
-            return 1
+            return False
     out = options.out or Path("runs") / f"benchmarks-{time.strftime('%Y%m%d-%H%M%S')}.json"
     results.save(run, out)
     print(f"{run.seconds:.0f} s; {len(run.rows)} rows in {out}")
-    return 130 if runner.INTERRUPTED in run.missing else run
+    return True
 
 
 def _ab(options: argparse.Namespace, words: list[str]) -> int:

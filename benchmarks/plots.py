@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullLocator
 
-from . import report, verdicts
+from . import report, scaling, verdicts
 from .results import Row, Run
 
 _STYLE = {"font.size": 14, "axes.spines.top": False, "axes.spines.right": False,
@@ -31,7 +31,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
         for name, plot in {
             "ladder": ladder, "ladder_gpu": partial(ladder, device="gpu"),
             "ratio_to_peers": ratio_to_peers, "roofline": roofline,
-            "roofline_gpu": partial(roofline, device="gpu"), "growth": growth,
+            "roofline_gpu": partial(roofline, device="gpu"), "growth": growth, "ranks": ranks,
         }.items():
             figure = plot(run)
             if figure is None:
@@ -175,6 +175,31 @@ def growth(run: Run) -> Any:
     axes[0][0].set_ylabel("ms")
     axes[0][-1].legend(frameon=False, fontsize=11, loc="center left", bbox_to_anchor=(1, 0.5))
     return _titled(figure, run, "Time against size")
+
+
+def ranks(run: Run) -> Any:
+    """How many times as fast as one rank: dots were measured, lines are the projection."""
+    works, ms = scaling.works_of(run), scaling.medians_of(run)
+    if not works:
+        return None
+    model = scaling.fit(run)
+    figure, axis = plt.subplots(figsize=(10, 6.5))
+    palette, counts = plt.get_cmap("tab10"), (1, *scaling.PROJECTED)
+    for i, work in enumerate(scaling.projected_works(run)):
+        group = scaling.group_of(work.arch, work.N)
+        axis.plot(counts, [model.step(work, 1) / model.step(work, n) for n in counts], "--",
+                  color=palette(i), label=f"{group}, projected")
+        seen = sorted(n for g, n, part in ms if g == group and part == "step"
+                      and n <= run.settings["processors"])
+        axis.plot(seen, [ms[group, 1, "step"] / ms[group, n, "step"] for n in seen], "o",
+                  color=palette(i), ms=9)
+    axis.plot(counts, counts, color="black", lw=1)
+    axis.set(xscale="log", yscale="log", xlabel="ranks, one thread each",
+             ylabel="times as fast as one rank")
+    _plain(axis.xaxis)
+    _plain(axis.yaxis)
+    axis.legend(frameon=False, fontsize=11, loc="upper left")
+    return _titled(figure, run, "Ranks: dots measured, lines projected")
 
 
 def _last_lesson(run: Run, row: Row) -> bool:

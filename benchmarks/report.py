@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from . import ab, results, verdicts
+from . import ab, results, scaling, verdicts
 from .machine import ROOT
 from .results import Row, Run
 
@@ -210,10 +210,64 @@ def compared(run: Run) -> str:
             + verdicts.compare(*ab.split(run), paired=True).text() + "\n")
 
 
+def ranks(run: Run) -> str:
+    """Training steps by batch and ranks: milliseconds, of them the exchange, and efficiency."""
+    ms, works = scaling.medians_of(run), scaling.works_of(run)
+    cores = run.settings.get("processors", 1)
+    counts = sorted({count for _, count, _ in ms})
+    lines = []
+    for group, work in works.items():
+        cells = []
+        for count in counts:
+            step, exchange = ms[group, count, "step"], ms[group, count, "exchange"]
+            share = f", {ms[group, 1, 'step'] / step / min(count, cores):.0%}" if count > 1 else ""
+            cells.append(f"{_ms(step)} ({_ms(exchange)}){share}")
+        lines.append([group, str(work.chunks), *cells])
+    titles = [f"{n} rank{'s' * (n > 1)}" + " (no core each)" * (n > cores) for n in counts]
+    return _marked(run, ["ms of a step (of an exchange), efficiency", "chunks", *titles], lines)
+
+
+def projection(run: Run) -> str:
+    """Say what the fitted model gives for more ranks than were measured: no measurement."""
+    if not scaling.works_of(run):
+        return ""
+    model = scaling.fit(run)
+    tables = []
+    for link, there in (("links as fast as between processes here", model),
+                        ("assumed links: " + scaling.SLOW_LINK, scaling.slower(model))):
+        lines = []
+        for work in scaling.projected_works(run):
+            one = there.step(work, 1)
+            cells = [f"{one / there.step(work, n):.3g}x" for n in scaling.PROJECTED]
+            best = scaling.pays_up_to(there, work)
+            lines.append([f"{work.arch}, {work.N:,} patches, {work.chunks:,} chunks", *cells,
+                          f"{best:,} ({one / there.step(work, best) / best:.0%})"])
+        tables.append(f"**Projection**, {link}:\n\n" + markdown(
+            ["times as fast, by ranks", *(f"{n:,}" for n in scaling.PROJECTED),
+             "pays up to (efficiency)"], lines))
+    patch = ", ".join(f"{arch} {1e3 * took:.3g}" for arch, took in model.patch.items())
+    update = ", ".join(f"{arch} {1e3 * took:.3g}" for arch, took in model.update.items())
+    facts = (f"Fitted, microseconds: a patch {patch}; an update {update}; a message "
+             f"{1e3 * model.message:.3g}; 1,000 numbers exchanged {1e6 * model.number:.3g}, added "
+             f"{1e6 * model.add:.3g}. Largest deviation from a measured step of ranks with a core "
+             f"each: {scaling.deviation(run, model):.0%}.\n")
+    noisy = f"\n**Fitted to a noisy run: {run.noisy}.**\n" if run.noisy else ""
+    return "\n".join([*tables, facts]) + noisy
+
+
+def workers(run: Run) -> str:
+    """Return how many small pictures a second one worker of ``upscale`` writes, and two."""
+    rows = run.timed("pictures")
+    count = run.settings.get("pictures", 0)
+    return _marked(run, ["", "seconds", "pictures a second"], [
+        [row.case, f"{row.median / 1e3:.1f}", f"{1e3 * count / row.median:.0f}"] for row in rows])
+
+
 BLOCKS: dict[str, Callable[[Run], str]] = {
     "machine": machine, "roofs": roofs, "speed": speed, "summary": summary, "ops": ops,
     "ladder": ladder, "gpu": gpu, "crossover": crossover, "growth": growth, "untimed": untimed,
-    "ab": compared, "training": lambda run: times(run, "training"),
+    "ab": compared, "ranks": ranks, "projection": projection, "workers": workers,
+    "training": lambda run: times(run, "training"),
     "inference": lambda run: times(run, "inference"), "times": lambda run: times(run, "ops"),
 }
 TITLES = {
@@ -223,7 +277,8 @@ TITLES = {
     "inference": "Whole images: ms (error)", "times": "Single operations: ms (error)",
     "growth": "Growth: time is size to the power of", "gpu": "GPU: first call, cold, warm, whole",
     "crossover": "From which size on the GPU wins, with transfers", "untimed": "Not timed",
-    "ab": "Two revisions",
+    "ab": "Two revisions", "ranks": "Ranks of MPI, one thread each",
+    "projection": "More ranks than were measured: a projection", "workers": "Many small pictures",
 }
 
 
@@ -293,8 +348,9 @@ def update_documents(write: bool) -> list[Path]:
 
         names = {found[2] for path in documents()
                  for found in _BLOCK.findall(path.read_text(encoding="utf-8"))}
+        missing = missing_results()
         for name in sorted(names):
-            if not missing_results() and "revisions" not in _load(name).settings:
+            if not set(name.split("+")) & set(missing) and "revisions" not in _load(name).settings:
                 plots.draw(_load(name), ROOT / "docs" / "plots" / name.split(".")[0])
     return changed
 

@@ -13,16 +13,21 @@ guards      Convolutions of random shapes whose arrays end at a page that may no
             number too far is a crash.
 interrupts  Predictions broken off by a signal, each followed at once by another call, whose result
             must be right.
+pictures    Hundreds of small pictures upscaled by two workers; now and then one of them, or both
+            and the job, is killed with SIGKILL and the job resumed: every result must be there,
+            whole, the bytes of a run that nothing disturbed. ``--pictures N``: this alone, once.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import json
 import mmap
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +35,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +44,7 @@ from minisrcnn.checkpoint import load_model, load_state, save_model
 from minisrcnn.engine.backends import get_backend
 from minisrcnn.errors import MinisrcnnError
 from minisrcnn.imaging.files import read_image, write_image
+from minisrcnn.upscale.batch import Manifest
 
 BATCH = 250  # mutants that one process reads
 
@@ -282,11 +289,90 @@ def interrupts(deadline: float, rng: random.Random, work: Path, count: Counter[s
         signal.signal(signal.SIGALRM, before)
 
 
+# --- many pictures ------------------------------------------------------------------------------
+
+
+def upscale(folder: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start upscaling a folder of pictures."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "minisrcnn", "upscale", str(folder), "-o", str(out), "--backend",
+         "numba", *more], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Return what lies in a folder, hidden files too."""
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def disturb(job: subprocess.Popen[bytes], rng: random.Random, count: Counter[str]) -> None:
+    """Kill a worker, the process that directs, or all of them."""
+    import psutil
+
+    what = rng.choice(("worker", "director", "job"))
+    try:
+        if what == "worker":
+            rng.choice([child for child in psutil.Process(job.pid).children()
+                        if "spawn_main" in " ".join(child.cmdline())]).kill()
+        elif what == "director":
+            job.kill()
+        else:
+            os.killpg(job.pid, signal.SIGKILL)
+    except (psutil.Error, ProcessLookupError, IndexError):  # done meanwhile
+        return
+    count[f"{what}s killed"] += 1
+
+
+def pictures(deadline: float, rng: random.Random, work: Path, count: Counter[str],
+             many: int = 300, kills: int = 6) -> None:
+    """Upscale, kill, resume, until all is done; compare."""
+    folder = work / "small"
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    for k in range(many):
+        picture = np.kron(noise.integers(0, 256, (6, 8)), np.ones((4, 4))).astype(np.uint8)
+        write_image(folder / f"{k:05}.png", picture)
+    if upscale(folder, work / "undisturbed").wait():
+        print("pictures: the undisturbed run failed")
+        count["failed"] += 1
+        return
+    want = contents(work / "undisturbed")
+    while count["pictures"] == 0 or time.monotonic() < deadline:
+        out, manifest = work / f"out{count['pictures']}", work / f"m{count['pictures']}.jsonl"
+        moments = sorted(rng.randrange(many) for _ in range(kills))
+        code = None
+        while code != 0 and count["failed"] == 0:
+            job = upscale(folder, out, "--jobs", "2", "--manifest", str(manifest), "--resume")
+            while (code := job.poll()) is None:
+                if moments and out.exists() and len(os.listdir(out)) > moments[0]:
+                    del moments[0]
+                    disturb(job, rng, count)
+                time.sleep(0.02)
+            count["starts"] += 1
+            if code not in (0, -signal.SIGKILL):
+                said = job.stderr.read().decode(errors="replace") if job.stderr else ""
+                print(f"pictures: exit code {code}: {said.strip()[-300:]}")
+                count["failed"] += 1
+        got = contents(out)
+        done = {Path(output).name for _, output in Manifest(manifest).finished()}
+        for what, names in (("lost", want.keys() - got.keys()),
+                            ("left over", got.keys() - want.keys()),
+                            ("not in the manifest", want.keys() - done),
+                            ("differ", {name for name in want.keys() & got.keys()
+                                        if want[name] != got[name]})):
+            count[what] += len(names)
+            count["failed"] += len(names)
+            if names:
+                print(f"pictures: {what}: {', '.join(sorted(names)[:5])}")
+        count["pictures"] += len(got)
+        shutil.rmtree(out)
+
+
 def main() -> int:
     """Run everything for the minutes that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("minutes", type=float, nargs="?", default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", type=int, help="upscale so many, and do nothing else")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--guards", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
@@ -298,12 +384,17 @@ def main() -> int:
         convolve_guarded(asked.guards, asked.seconds)
         return 0
     counts: dict[str, Counter[str]] = {}
+    parts: dict[str, Any] = {"kills": kills, "mutants": mutants, "guards": guards,
+                             "interrupts": interrupts, "pictures": pictures}
+    seconds = asked.minutes * 60 / len(parts)
+    if asked.pictures is not None:
+        seconds = 0
+        parts = {"pictures": functools.partial(pictures, many=asked.pictures, kills=20)}
     with tempfile.TemporaryDirectory() as folder:
-        for part in (kills, mutants, guards, interrupts):
-            counts[part.__name__] = Counter(failed=0)
-            part(time.monotonic() + asked.minutes * 60 / 4, random.Random(asked.seed),
-                 Path(folder), counts[part.__name__])
-            print(f"{part.__name__:<11} {json.dumps(counts[part.__name__])}", flush=True)
+        for name, part in parts.items():
+            counts[name] = Counter(failed=0)
+            part(time.monotonic() + seconds, random.Random(asked.seed), Path(folder), counts[name])
+            print(f"{name:<11} {json.dumps(counts[name])}", flush=True)
     return 1 if any(count["failed"] for count in counts.values()) else 0
 
 

@@ -120,6 +120,8 @@ def parse(arguments):
 
 def check(words, folder):
     """Check one command of a page."""
+    if words[0] == "mpiexec":  # -n N
+        words = words[3:]
     if words[:2] == ["python", "-m"] and len(words) > 2:
         if words[2] == "minisrcnn":
             words = words[2:]

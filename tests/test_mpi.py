@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.scaling import find_mpiexec, mpi_environment
 from minisrcnn.checkpoint import load_state
 from minisrcnn.engine.backends import unavailable_reason
 from minisrcnn.imaging.files import write_image
 
 pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI: pip install '.[mpi]'")
-
-def find_mpiexec() -> str | None:
-    """Return the mpiexec of the wheel's own folder, else the first on the path."""
-    import mpi4py
-
-    beside = Path(mpi4py.__file__).resolve().parents[4] / "bin" / "mpiexec"
-    return str(beside) if beside.exists() else shutil.which("mpiexec")
-
 
 MPIEXEC = find_mpiexec()
 
@@ -61,10 +52,7 @@ def command(count, *args):
 
 
 def environment():
-    # mpi4py looks for the library in its own environment; this one may be built on another.
-    library = Path(str(MPIEXEC)).parent.parent / "lib" / "libmpi.so.12"
-    found = {"MPI4PY_LIBMPI": str(library)} if library.exists() else {}
-    return found | os.environ | {"NUMBA_NUM_THREADS": "2"}
+    return mpi_environment(str(MPIEXEC)) | os.environ | {"NUMBA_NUM_THREADS": "2"}
 
 
 def ranks(here, count, *args):
@@ -101,20 +89,22 @@ def test_the_bits_of_one_process(place, count, threads):
     assert (place / f"run{count}/report.md").exists()
 
 
-def test_devices_share_a_batch(place):
-    """GPU ranks, on the emulated device: gradients go through the host, the bits are the same."""
-    if (reason := unavailable_reason("cupy-emulated")) is not None:
-        pytest.skip(f"backend cupy-emulated: {reason}")
+@pytest.mark.parametrize("backend", ["cupy-emulated",
+                                     pytest.param("cupy", marks=pytest.mark.gpu)])
+def test_devices_share_a_batch(place, backend):
+    """One device a rank, or one for all: gradients go through the host, the bits are the same."""
+    if (reason := unavailable_reason(backend)) is not None:
+        pytest.skip(f"backend {backend}: {reason}")
     for folder, shape in (("T91", (75, 61)), ("Set5", (12, 14))):
-        (place / "few" / folder).mkdir(parents=True)
+        (place / backend / folder).mkdir(parents=True)
         image = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
-        write_image(place / "few" / folder / "0.png", image)
+        write_image(place / backend / folder / "0.png", image)
     for count in (2, 3):  # a batch is 6 chunks, the last one smaller
-        done = ranks(place, count, "train", "--data", "few", "--backend", "cupy-emulated",
+        done = ranks(place, count, "train", "--data", backend, "--backend", backend,
                      "--arch", "3-3", "--recipe", "paper", "--scale", "2", "--batch-size", "11",
-                     "--epochs", "2", "--out", f"devices{count}")
+                     "--epochs", "2", "--out", f"{backend}-{count}")
         assert done.returncode == 0, done.stderr
-    assert_same(place / "devices3", place / "devices2")
+    assert_same(place / f"{backend}-3", place / f"{backend}-2")
 
 
 @pytest.mark.slow
@@ -202,6 +192,22 @@ def test_a_rank_that_fails_ends_the_job_with_a_line(place):
     assert done.returncode != 0
     assert "minisrcnn: rank 1 of 2 failed (ArithmeticError); the last checkpoint" in done.stderr
     assert (place / "failed/checkpoint.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_second_signal_leaves_the_checkpoint(place):
+    pytest.importorskip("psutil", reason="finds the ranks of the job")
+    child = begun(place, "at-once")
+    for _ in range(2):
+        for rank in children(child.pid):
+            rank.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    _, rest = child.communicate(timeout=60)
+    assert child.returncode != 0 and "Traceback" not in rest
+    assert "was interrupted at once; the last checkpoint is kept" in rest or "saved at" in rest
+    done = ranks(place, 1, "train", "--resume", "--max-minutes", "0", "--out", "at-once")
+    assert done.returncode == 0, done.stderr
+    assert (place / "at-once/model.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -223,6 +223,8 @@ def test_shards_are_disjoint_and_whole(tmp_path):
     assert shard_of("1/3") == (1, 3) and shard_of(None, {}) == (0, 1)
     assert shard_of(None, {"PMI_RANK": "2", "PMI_SIZE": "4"}) == (2, 4)
     assert shard_of(None, {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}) == (0, 2)
+    assert shard_of(None, {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}) == (3, 8)
+    assert shard_of(None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == (0, 1)  # a job's script
     for bad in ("3/3", "a/2", "1", "-1/2", "0/0"):
         with pytest.raises(MinisrcnnError, match="want I/N"):
             shard_of(bad)

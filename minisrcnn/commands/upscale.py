@@ -79,7 +79,7 @@ def upscale_command(
     jobs: Annotated[int, typer.Option(
         min=1, max=256, help="Processes that share the work.")] = 1,
     shard: Annotated[str | None, typer.Option(
-        metavar="I/N", show_default="all, or the rank under mpiexec",
+        metavar="I/N", show_default="all, or the rank under mpiexec and srun",
         help="Do part I, from 0, of N: for job arrays.")] = None,
     manifest: Annotated[str | None, typer.Option(
         metavar="FILE", help="Append a line of JSON for every picture.")] = None,

@@ -177,12 +177,13 @@ class MPIRanks(Ranks):
         except MinisrcnnError:  # raised on every rank alike
             raise
         except BaseException as error:
-            if not isinstance(error, KeyboardInterrupt):
+            at_once = isinstance(error, KeyboardInterrupt)
+            if not at_once:
                 traceback.print_exc(file=sys.__stderr__)
-            print(f"minisrcnn: rank {self.rank} of {self.size} failed "
-                  f"({type(error).__name__}); the last checkpoint is kept", file=sys.__stderr__,
-                  flush=True)
-            self._world.Abort(130 if isinstance(error, KeyboardInterrupt) else 1)
+            what = "was interrupted at once" if at_once else f"failed ({type(error).__name__})"
+            print(f"minisrcnn: rank {self.rank} of {self.size} {what}; the last checkpoint is kept",
+                  file=sys.__stderr__, flush=True)
+            self._world.Abort(130 if at_once else 1)
             raise
 
 

@@ -246,14 +246,15 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def shard_of(text: str | None, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Return the shard that ``--shard`` or else ``mpiexec`` names: (index, count); (0, 1) for all.
+    """Return the shard that ``--shard``, ``mpiexec`` or ``srun`` names, (index, count), or (0, 1).
 
     Parameters
     ----------
     text : str or None
         ``I/N``, I from 0 to N - 1.
     environment : mapping
-        Where Open MPI, MPICH and Intel MPI put a process's rank and their number.
+        Where Open MPI, MPICH, Intel MPI and Slurm put a process's rank and their number. (Slurm's
+        number of tasks is that of the step: the script of a job has none.)
 
     Raises
     ------
@@ -262,7 +263,8 @@ def shard_of(text: str | None, environment: Mapping[str, str] = os.environ) -> t
     """
     if text is None:
         for rank, size in (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-                           ("PMI_RANK", "PMI_SIZE")):
+                           ("PMI_RANK", "PMI_SIZE"),
+                           ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
             if rank in environment and size in environment:
                 text = f"{environment[rank]}/{environment[size]}"
                 break
