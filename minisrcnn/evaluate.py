@@ -192,7 +192,7 @@ def evaluate(
     for done, (title, path) in enumerate(zip(dataset.titles, dataset.paths, strict=True)):
         if progress is not None:
             progress(done, len(dataset))
-        image = _colours(read_image(path))
+        image = _colours(read_image(path), dataset)
         if min(image.shape[:2]) <= 3 * scale:
             raise MinisrcnnError(f"{path}: too small to score at scale {scale}")
         x, label = prepare(image, scale, dtype=dtype)
@@ -220,7 +220,7 @@ def likely_scale(dataset: Dataset, scale: int, net: SRCNN) -> int | None:
     MinisrcnnError
         As :func:`evaluate`, for a picture that cannot be read.
     """
-    images = [_colours(read_image(path)) for path in dataset.paths[:2]]
+    images = [_colours(read_image(path), dataset) for path in dataset.paths[:2]]
     scales = [s for s in {2, 3, 4, scale} if all(min(image.shape[:2]) > 3 * s for image in images)]
     gains = {}
     for s in scales:
@@ -269,8 +269,16 @@ def _check_bicubic(result: Evaluation, dataset: Dataset) -> None:
     )
 
 
-def _colours(image: Image) -> Image:
-    return image[..., :3] if image.ndim == 3 else image
+def _colours(image: Image, dataset: Dataset) -> Image:
+    """Drop transparency; make grayscale RGB, as ``upscale`` does, but in the published data sets.
+
+    There it is its own Y, as the authors had it.
+    """
+    if image.ndim == 3:
+        return image[..., :3]
+    if dataset.registered or dataset.name in {name for name, _ in PUBLISHED}:
+        return image
+    return np.repeat(image[..., None], 3, axis=2)
 
 
 def _score(output: Image, label: Image, border: int) -> Score:
@@ -353,7 +361,7 @@ def explain_protocol(
         As :func:`evaluate`, but for the bicubic control: this is where to see why it fails.
     """
     _check_channels(net)
-    images = [_colours(read_image(path)) for path in dataset.paths]
+    images = [_colours(read_image(path), dataset) for path in dataset.paths]
     for path, image in zip(dataset.paths, images, strict=True):
         if min(image.shape[:2]) <= 3 * scale:
             raise MinisrcnnError(f"{path}: too small to score at scale {scale}")

@@ -51,6 +51,21 @@ def picture_set(folder: Path, count: int = 2, shape: tuple = (40, 50), name: str
     return Dataset(name, tuple(sorted(folder.iterdir())))
 
 
+def test_grayscale_is_rgb_of_equal_channels_but_in_published_sets(tmp_path):
+    gray = picture_set(tmp_path / "gray")
+    (tmp_path / "rgb").mkdir()
+    for path in gray.paths:
+        Image.open(path).convert("RGB").save(tmp_path / "rgb" / path.name)
+    rgb = Dataset("mine", tuple(sorted((tmp_path / "rgb").iterdir())))
+    assert evaluate(gray, 2, Identity()).rows == evaluate(rgb, 2, Identity()).rows
+    first = explain_protocol(gray, 2)[0]
+    assert first.bicubic == explain_protocol(rgb, 2)[0].bicubic
+    authors = Dataset("Set14", gray.paths)  # no figure is published for scale 5
+    x, label = prepare(read_image(gray.paths[0]), 5)
+    assert evaluate(authors, 5).rows[0].bicubic.psnr == psnr(x, label, 5)
+    assert evaluate(gray, 5).rows[0].bicubic.psnr != psnr(x, label, 5)
+
+
 class Identity:
     """A network that gives back what it is given."""
 
@@ -149,7 +164,8 @@ def test_psnr_by_the_formula(tmp_path):
     path = tmp_path / "grey.png"
     grey = np.random.default_rng(0).integers(20, 230, (30, 30)).astype(np.uint8)
     Image.fromarray(grey).save(path)
-    label = grey.astype(np.float32) / 255
+    luma = np.floor(16 + grey * (219 / 255) + 0.5)  # the Y of R = G = B
+    label = (luma / 255).astype(np.float32)
     result = evaluate(Dataset("one", (path,)), 3, OffByThree())
     assert result.mean.model.psnr == pytest.approx(20 * math.log10(255 / 3), abs=1e-9)
 

@@ -352,7 +352,7 @@ def test_nothing_is_lost_when_workers_or_the_run_are_killed(tmp_path, model):
 
     process = begun(5)
     workers = [p for p in psutil.Process(process.pid).children()
-               if "spawn_main" in str(p.cmdline())]
+               if "resource_tracker" not in str(p.cmdline())]
     workers[0].kill()
     while len(list((tmp_path / "out").glob("*.png"))) < 15:
         time.sleep(0.01)

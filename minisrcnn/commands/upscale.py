@@ -257,8 +257,9 @@ def _run(
         def report(done: float) -> None:
             progress(round(1000 * done), 1000 * len(todo))
 
-        running: Any = (run_workers(todo, load, options, jobs, report) if jobs > 1 and len(todo) > 1
-                   else run_jobs(todo, networks, options, report))
+        running: Any = (run_workers(todo, networks, load, options, jobs, report)
+                        if jobs > 1 and len(todo) > 1 else
+                        run_jobs(todo, networks, options, report))
         with contextlib.closing(running), contextlib.closing(manifest or contextlib.ExitStack()):
             for outcome in running:
                 if manifest is not None:

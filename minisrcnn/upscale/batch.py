@@ -10,6 +10,8 @@ import contextlib
 import functools
 import json
 import os
+import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import MinisrcnnError
+from .pixels import upscale_image
 from .plan import Job
 from .run import Options, Result, remove_leftovers, upscale_file
 
@@ -123,8 +128,8 @@ def _attempt(work: Callable[[], Result], job: Job) -> Outcome:
 
 
 def run_workers(
-    jobs: Sequence[Job], load: Callable[[], Networks], options: Options, count: int,
-    report: Report | None = None,
+    jobs: Sequence[Job], networks: Networks, load: Callable[[], Networks], options: Options,
+    count: int, report: Report | None = None,
 ) -> Iterator[Outcome]:
     """Upscale pictures in ``count`` processes; yield their outcomes as they come.
 
@@ -133,22 +138,24 @@ def run_workers(
 
     Parameters
     ----------
+    jobs, networks, options
+        As for :func:`minisrcnn.upscale.run.upscale_file`.
     load : callable
-        Returns the networks; can be pickled, for each worker loads its own.
+        Returns the networks again; can be pickled, for each worker loads its own.
     """
-    import multiprocessing
     from multiprocessing import connection
 
-    context = multiprocessing.get_context("spawn")
-    threads = str(max(1, (os.cpu_count() or 1) // count))
+    context = _context(networks)
+    threads = max(1, _processors() // count)
     waiting = deque((job, 0) for job in jobs)
     workers: dict[Any, _Worker] = {}
     done = 0
 
     def start() -> None:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, load, options), daemon=True)
-        with _environment({"NUMBA_NUM_THREADS": threads}):
+        process = context.Process(
+            target=_work, args=(theirs, load, options, threads), daemon=True)
+        with _signals_held():
             process.start()
         theirs.close()
         workers[ours] = _Worker(process)
@@ -210,20 +217,45 @@ def _after_death(worker: _Worker, waiting: deque[tuple[Job, int]]) -> Outcome | 
     return Outcome(job, None, f"{job.source}: its worker process died twice (exit code {code})")
 
 
-def _work(pipe: Any, load: Callable[[], Networks], options: Options) -> None:
-    import signal
+def _context(networks: Networks) -> Any:
+    """Return how processes are started: forked where that is safe, else anew.
 
+    A fork has all that this process has loaded, and costs milliseconds. So the kernels are loaded,
+    or compiled, here and once; not by every worker. A GPU cannot be taken along, and systems
+    other than Linux have libraries that do not survive it.
+    """
+    import multiprocessing
+
+    net, scale = networks(1)[0]
+    upscale_image(np.zeros((1, 1, 3), np.uint8), net, scale)
+    safe = sys.platform == "linux" and net.backend.NAME in ("numba", "numpy", "reference")
+    return multiprocessing.get_context("fork" if safe else "spawn")
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _work(pipe: Any, load: Callable[[], Networks], options: Options, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     signal.signal(signal.SIGTERM, _leave)
+    _hold_signals(False)
     try:
         from ..imaging.decode import quiet
 
         with quiet():
             networks = load()
+            backend = networks(1)[0][0].backend
+            if hasattr(backend, "set_threads") and "NUMBA_NUM_THREADS" not in os.environ:
+                with contextlib.suppress(ValueError):  # fewer are allowed anyway
+                    backend.set_threads(threads)
             while (job := pipe.recv()) is not None:
                 pipe.send(_attempt(functools.partial(upscale_file, job, networks, options), job))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent is gone, or stops us
         pass
+    os._exit(0)  # what else there is in this process, a progress bar, is the parent's
 
 
 def _leave(number: int, frame: Any) -> None:
@@ -231,15 +263,19 @@ def _leave(number: int, frame: Any) -> None:
 
 
 @contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables, unless the user has, for processes started meanwhile."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
+def _signals_held() -> Iterator[None]:
+    """Hold signals while a process starts: until it has handlers of its own."""
+    _hold_signals(True)
     try:
         yield
     finally:
-        for name in added:
-            del os.environ[name]
+        _hold_signals(False)
+
+
+def _hold_signals(held: bool) -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK if held else signal.SIG_UNBLOCK,
+                               {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
 # --- shards and manifests ------------------------------------------------------------------------
