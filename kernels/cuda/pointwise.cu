@@ -153,6 +153,7 @@ __device__ __forceinline__ real reduce_partials(const real* __restrict__ partial
     const long long end = row[0], count = row[1], parts = row[2];
     if (at >= end - row[4]) *kind += 1;
     const real* const from = partial + row[3] + (at - (end - count));
+#pragma unroll 8  // eight loads on their way at a time; added in the same order
     for (long long p = share; p < parts; p += REDUCE_SHARES) sum += from[p * count];
   }
   shared[threadIdx.x] = sum;

@@ -609,5 +609,5 @@ def _check_image_sizes(**arrays: Array) -> None:
 
 
 def _sum_blocks(size: int) -> int:
-    """Blocks of ``mse_partial``: enough to fill a device, few enough for one block to finish."""
-    return min(256, -(-size // (4 * _THREADS)))
+    """Blocks of ``mse_partial``: a number a thread, but few enough for one block to finish."""
+    return min(256, -(-size // _THREADS))
