@@ -160,8 +160,34 @@ def gpu(run: Run) -> str:
     for row in rows:
         cells.setdefault((row.case, row.implementation), {})[row.timing] = _ms(row.median)
     manners = ("first", "cold", "warm", "end to end")
+    cases = list(dict.fromkeys(case for case, _ in cells))
+    order = {(case, who): (cases.index(case), who) for case, who in cells}
     return markdown(["case", "implementation", *(f"{name} ms" for name in manners)],
-                    [[*key, *(c.get(name, "") for name in manners)] for key, c in cells.items()])
+                    [[*key, *(c.get(name, "") for name in manners)] for key, c in sorted(
+                        cells.items(), key=lambda cell: order[cell[0]])])
+
+
+def on_gpu(run: Run) -> str:
+    """Return training, inference and single operations on a GPU, beside PyTorch in float32 and TF32."""
+    lines = []
+    for rows in table_of(r for r in run.timed() if r.device == "gpu").values():
+        ours = best(rows.values(), "ours", "gpu")
+        if ours is None or ours.suite not in ("training", "inference", "ops"):
+            continue
+        peers = [rows.get(name) for name in ("PyTorch CUDA", "PyTorch CUDA TF32")]
+        exact = peers[0]
+        lines.append([ours.case, f"{_ms(ours.median)}, {ours.implementation}",
+                      *("" if p is None else _ms(p.median) for p in peers),
+                      "" if exact is None else _ratio(ours, exact),
+                      f"{ours.gflops / 1000:.1f}", f"{ours.error:.0e}"])
+    return markdown(["", "ms", "PyTorch ms", "PyTorch, TF32, ms", "times as fast (95 %)",
+                     "nominal TFLOP/s", "error"], lines) or "Not yet run on a GPU.\n"
+
+
+def gpu_ladder(run: Run) -> str:
+    """Return nominal GFLOP/s of every CUDA version."""
+    return _wide(run, "ops", lambda row: f"{row.gflops:.0f}", kinds=("lesson", "ours"),
+                 devices=("gpu",), title="nominal GFLOP/s")
 
 
 def crossover(run: Run) -> str:
@@ -265,7 +291,8 @@ def workers(run: Run) -> str:
 
 BLOCKS: dict[str, Callable[[Run], str]] = {
     "machine": machine, "roofs": roofs, "speed": speed, "summary": summary, "ops": ops,
-    "ladder": ladder, "gpu": gpu, "crossover": crossover, "growth": growth, "untimed": untimed,
+    "ladder": ladder, "gpu": gpu, "on_gpu": on_gpu, "gpu_ladder": gpu_ladder,
+    "crossover": crossover, "growth": growth, "untimed": untimed,
     "ab": compared, "ranks": ranks, "projection": projection, "workers": workers,
     "training": lambda run: times(run, "training"),
     "inference": lambda run: times(run, "inference"), "times": lambda run: times(run, "ops"),
@@ -275,7 +302,8 @@ TITLES = {
     "ops": "Single operations, beside PyTorch's better layout",
     "ladder": "The versions, nominal GFLOP/s", "training": "Training steps: ms (error)",
     "inference": "Whole images: ms (error)", "times": "Single operations: ms (error)",
-    "growth": "Growth: time is size to the power of", "gpu": "GPU: first call, cold, warm, whole",
+    "growth": "Growth: time is size to the power of", "on_gpu": "GPU: minisrcnn and PyTorch", "gpu_ladder": "The CUDA versions, nominal GFLOP/s",
+    "gpu": "GPU: first call, cold, warm, whole",
     "crossover": "From which size on the GPU wins, with transfers", "untimed": "Not timed",
     "ab": "Two revisions", "ranks": "Ranks of MPI, one thread each",
     "projection": "More ranks than were measured: a projection", "workers": "Many small pictures",
