@@ -57,7 +57,7 @@ def test_every_kind_of_experiment(tool, tmp_path, monkeypatch, capsys):
         plain | {"name": "first", "averages": [0.5], "lbfgs": 2, "lbfgs_patches": 20},
         plain | {"name": "second", "init_from": "first", "redraw": [0.9], "weight_decay": 0.1,
                  "balance": 1.0},
-        plain | {"name": "rgb", "rgb": True, "zero_mean": True, "epochs": 1, "points": 1},
+        plain | {"name": "rgb", "rgb": True, "epochs": 1, "points": 1},
         plain | {"name": "wrong", "init_from": "what there is not"},
     ]
     (tmp_path / "list").write_text("\n".join(map(json.dumps, experiments)) + "\n")

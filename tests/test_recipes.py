@@ -54,6 +54,17 @@ def test_paper_and_notes_are_what_they_are_called_for():
     assert not notes.augment
 
 
+def test_filters_of_the_identity_start_answer_to_both_sides():
+    """Zero-mean filters are above zero on about half of a picture, whatever its brightness."""
+    net = SRCNN("9-1-5", backend="numpy", init="he")
+    initialise(net)
+    y, x = np.mgrid[:60, :60] / 9
+    image = (0.6 + 0.3 * np.sin(x + 2 * np.cos(y))).astype(np.float32)
+    y, _ = net.chain.layers["conv1"].forward(image[None, None])
+    above = (y[0, 1:] > 0).mean(axis=(1, 2))
+    assert above.min() > 0.2 and above.max() < 0.8
+
+
 def test_cosine_falls_from_one_to_zero():
     recipe = Recipe("r", "", lr=2.0, schedule="cosine")
     assert recipe.rate(0, 100) == 2.0

@@ -244,6 +244,32 @@ def test_order_of_an_epoch():
     np.testing.assert_array_equal(order, epoch_order(3, 0, 1000)[0])
 
 
+def test_patches_are_drawn_in_proportion_to_their_chances():
+    chances = np.array([0.1, 0.0, 0.6, 0.3])
+    drawn = np.concatenate([epoch_order(3, epoch, 4, chances)[0] for epoch in range(3000)])
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / len(drawn), chances, atol=0.02)
+
+
+def test_balance_evens_out_the_pictures_errors(pictures, tiny, monkeypatch):
+    """Each picture's patches get one over its error; none more than 20 times the median's."""
+    for name, amplitude in (("flat", 0.001), ("soft", 0.3)):
+        write_image(pictures / "T91" / f"{name}.png",
+                    np.uint8(128 + amplitude * (picture(5) - 128.0)))
+    monkeypatch.setitem(RECIPES, "tiny", replace(tiny, balance=1.0))
+    data, _, plan = load_data(loop.new_plan(settings(pictures)), quiet)
+    scale = plan.scale
+    inside = (slice(scale, -scale), slice(scale, -scale))
+    errors = np.array([np.mean((np.clip(np.round(255 * x[inside]), 0, 255)
+                                - 255 * t[inside]) ** 2)
+                       for x, t in zip(data.inputs, data.labels, strict=True)])
+    want = 1 / np.maximum(errors, np.median(errors) / 20)
+    each = want[data.index[:, 0]]
+    np.testing.assert_allclose(data.chances, each / each.sum(), rtol=1e-5)
+    assert errors.min() < np.median(errors) / 20  # the flat one is held back
+    plain, _, _ = load_data(loop.new_plan(replace(settings(pictures), recipe="paper")), quiet)
+    assert plain.chances is None
+
+
 def test_seed_decides_every_bit(pictures, tiny):
     nets = [train(settings(pictures, out=Path(f"run{i}"), seed=seed, epochs=1), quiet).net
             for i, seed in enumerate((1, 1, 2))]

@@ -2,7 +2,11 @@
 
     python docs/curves/holdout.py EXPERIMENTS RESULTS [--backend cupy] [--slots 12] [--minutes 9]
 
-EXPERIMENTS has a JSON object a line, RESULTS gets one for each experiment as soon as it ends, and
+EXPERIMENTS has a JSON object a line, such as
+
+    {"name": "40, a lower rate", "recipe": "fast", "epochs": 40, "lr": 2e-3, "seed": 1}
+
+RESULTS gets one for each experiment as soon as it ends, and
 those that it holds already are left out. What an experiment may say beside the fields of a recipe
 is in `Experiment`. On a GPU so many of them run at once, each on a stream of its own: one training
 does not fill it.
@@ -34,7 +38,6 @@ from numpy.typing import NDArray
 
 from minisrcnn.engine.backends import choose_backend
 from minisrcnn.imaging.datasets import Dataset, load_dataset
-from minisrcnn.imaging.metrics import psnr
 from minisrcnn.imaging.patches import augment, gather
 from minisrcnn.training.loop import epoch_order
 from minisrcnn.training.network import new_network
@@ -68,14 +71,10 @@ class Experiment:
         As of `minisrcnn train`.
     init_from : str
         An earlier experiment whose last weights this one begins with.
-    zero_mean : bool
-        Start with filters of the first layer that do not see the mean of a patch.
     redraw : tuple of float
         When, as fractions of the training, filters that answer to nothing are drawn anew.
     weight_decay : float
         Decoupled: ``w <- (1 - lr weight_decay) w``, beside each step.
-    balance : float
-        Patches are drawn in proportion to ``(bicubic's MSE of their picture)^-balance``.
     averages : tuple of float
         Also score the mean of the weights over so large a part of the training, up to its end.
     lbfgs : int
@@ -91,10 +90,8 @@ class Experiment:
     seed: int = 0
     rgb: bool = False
     init_from: str = ""
-    zero_mean: bool = False
     redraw: tuple[float, ...] = ()
     weight_decay: float = 0.0
-    balance: float = 0.0
     averages: tuple[float, ...] = ()
     lbfgs: int = 0
     lbfgs_patches: int = 1 << 20
@@ -152,7 +149,7 @@ class Bench:
         """Return the pictures of a plan, prepared; equal plans share them."""
         r = plan.recipe
         key = (plan.scale, plan.arch, plan.channels, r.degradation, r.rescaled, r.input_size,
-               r.stride)
+               r.stride, r.balance)
         with self.reading:
             if key not in self._prepared:
                 data, _, _ = load_data(plan, say=_nothing)
@@ -208,7 +205,6 @@ class Run:
         self.batches = len(self.data.index) // experiment.recipe.batch
         self.steps = self.batches * experiment.recipe.epochs
         self.layers = [name for name in self.net.chain.layers if name.startswith("conv")]
-        self.weights_of_patches = self._balance()
         self.curve: list[tuple[float, float]] = []
         self.redrawn: list[int] = []
 
@@ -263,27 +259,9 @@ class Run:
             if e.init_from not in self.bench.weights:
                 raise ValueError(f"{e.init_from} failed, or ended in another session")
             net.load_parameters(self.bench.weights[e.init_from])
-        if e.zero_mean:
-            changed = {k: np.array(net.backend.to_numpy(v)) for k, v in net.parameters.items()}
-            w = changed["conv1.weight"]
-            w[1:] -= w[1:].mean(axis=(1, 2, 3), keepdims=True)
-            net.load_parameters(changed)
-
-    def _balance(self) -> NDArray[np.float64] | None:
-        """Return the probability of each patch; None where all are taken once an epoch."""
-        e = self.experiment
-        if not e.balance:
-            return None
-        errors = [10 ** (-psnr(x, t, e.scale) / 10)
-                  for x, t in zip(self.data.inputs, self.data.labels, strict=True)]
-        p = np.maximum(errors, 1e-6)[self.data.index[:, 0]] ** -e.balance
-        return p / p.sum()
 
     def _epoch(self, epoch: int) -> None:
-        order, codes = epoch_order(self.plan.seed, epoch, len(self.data.index))
-        if self.weights_of_patches is not None:
-            rng = np.random.default_rng([self.plan.seed, epoch, 2])
-            order = rng.choice(len(order), len(order), p=self.weights_of_patches)
+        order, codes = epoch_order(self.plan.seed, epoch, len(self.data.index), self.data.chances)
         whole = slice(0, self.batches * self.experiment.recipe.batch)
         self.stepper.begin_epoch(order[whole], codes[whole])
 
@@ -372,11 +350,9 @@ class Run:
         from scipy.optimize import minimize
 
         e, net = self.experiment, self.net
-        order, codes = epoch_order(self.plan.seed, e.recipe.epochs, len(self.data.index))
+        order, codes = epoch_order(self.plan.seed, e.recipe.epochs, len(self.data.index),
+                                   self.data.chances)
         order = order[:e.lbfgs_patches]
-        if self.weights_of_patches is not None:
-            order = np.random.default_rng(e.seed).choice(
-                len(self.data.index), len(order), p=self.weights_of_patches)
         codes = codes[:len(order)]
         chunks = [self._patches(order[i:i + CHUNK], codes[i:i + CHUNK])
                   for i in range(0, len(order), CHUNK)]

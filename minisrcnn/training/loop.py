@@ -236,7 +236,7 @@ class _Run:
         """Make the steps that are left of an epoch; return whether to stop."""
         progress, recipe = self.progress, self.plan.recipe
         epoch, first = divmod(progress.step, self.batches)
-        order, codes = epoch_order(self.plan.seed, epoch, len(self.data.index))
+        order, codes = epoch_order(self.plan.seed, epoch, len(self.data.index), self.data.chances)
         left = slice(first * recipe.batch, self.batches * recipe.batch)
         self.stepper.begin_epoch(order[left], codes[left])
         end = (epoch + 1) * self.batches
@@ -345,11 +345,16 @@ class _Run:
 
 
 def epoch_order(
-    seed: int, epoch: int, patches: int
+    seed: int, epoch: int, patches: int, chances: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the order and the orientation codes (0..7) of an epoch's patches."""
+    """Return the order and the orientation codes (0..7) of an epoch's patches.
+
+    Each comes once, or, with ``chances``, as often as it is drawn.
+    """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, epoch)))
-    return rng.permutation(patches), rng.integers(8, size=patches)
+    order = (rng.permutation(patches) if chances is None
+             else rng.choice(patches, patches, p=chances))
+    return order, rng.integers(8, size=patches)
 
 
 def _share_threads(ranks: Ranks) -> None:

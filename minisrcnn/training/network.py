@@ -29,6 +29,10 @@ def initialise(net: SRCNN) -> None:
 
         w[f,c,u,v] = 1 where c = f and (u, v) is the centre, else 0
 
+    The other filters of the first layer have a mean of zero: neighbouring pixels are nearly equal,
+    so a filter answers to brightness above all, and one whose taps add up to less than zero would
+    never be above it, and learn nothing.
+
     An image in [0, 1] is not changed by ReLU, so the output is the input, bicubic, plus what the
     last layer makes of the other, random, features; those weights are made a hundred times
     smaller. What is left to learn is the difference that SRCNN makes, from the first step on.
@@ -40,10 +44,13 @@ def initialise(net: SRCNN) -> None:
         Changed in place.
     """
     changed: dict[str, Any] = {}
-    *_, last, _ = net.parameters
+    names = list(net.parameters)
+    first, last = names[0], names[-2]
     for name, value in net.parameters.items():
         changed[name] = w = np.array(net.backend.to_numpy(value))
         if w.ndim == 4:
+            if name == first:
+                w -= w.mean(axis=(1, 2, 3), keepdims=True)
             if name == last:
                 w *= 0.01
                 w[:, :net.channels] = 0

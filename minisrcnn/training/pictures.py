@@ -25,6 +25,9 @@ from .settings import Plan, Say
 
 Image = NDArray[np.float32]
 
+# No picture is drawn from more often than the median one by this factor, to the power of balance.
+_MOST_OFTEN = 20
+
 # Where neither Set5 nor a data set is at hand, these photographs are scored, not trained on.
 _HELD_OUT = ("astronaut", "chelsea", "coffee")
 
@@ -42,6 +45,8 @@ class Data:
         Where the patches are; see :func:`minisrcnn.imaging.patches.patch_index`.
     checksum : int
         Of all labels.
+    chances : (P,) array, optional
+        With what probability each patch is drawn, where not each comes once an epoch.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Data:
     labels: Sequence[Image]
     index: NDArray[np.intp]
     checksum: int
+    chances: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,8 +134,23 @@ def load_data(plan: Plan, say: Say) -> tuple[Data, Validation, Plan]:
     checksum = 0
     for label in labels:
         checksum = zlib.crc32(np.ascontiguousarray(label), checksum)
-    data = Data(train_set.name, inputs, labels, index, checksum)
+    data = Data(train_set.name, inputs, labels, index, checksum,
+                _chances(inputs, labels, index, plan))
     return data, load_validation(scored, plan, say), plan
+
+
+def _chances(
+    inputs: Sequence[Image], labels: Sequence[Image], index: NDArray[np.intp], plan: Plan
+) -> NDArray[np.float64] | None:
+    """Return the probability of each patch; see :attr:`.Recipe.balance`."""
+    if not plan.recipe.balance:
+        return None
+    errors = np.array([10 ** (-psnr(x, t, plan.scale) / 10)
+                       for x, t in zip(inputs, labels, strict=True)])
+    # A picture of a single colour has none: nothing is left to learn from it.
+    errors = np.maximum(errors, np.median(errors) / _MOST_OFTEN)
+    chances = errors[index[:, 0]] ** -plan.recipe.balance
+    return chances / chances.sum()
 
 
 def _sets(plan: Plan, say: Say) -> tuple[Dataset, Dataset]:

@@ -40,6 +40,11 @@ class Recipe:
         in (0, 1).
     augment : bool
         Whether each patch is flipped and rotated at random, anew in every epoch.
+    balance : float
+        0: every patch comes once in an epoch. Above: as many are drawn at random, in proportion to
+        ``(mean squared error of their picture's input)^-balance``. A score is a mean of the
+        logarithms of the pictures' errors, whose gradient weighs each picture by one over its
+        error: that is 1.
     init : {"normal", "he", "identity"}
         "normal" and "he" as in :class:`minisrcnn.Conv2d`; "identity": see
         :func:`minisrcnn.training.network.initialise`.
@@ -67,6 +72,7 @@ class Recipe:
     stride: int = 14
     rescaled: tuple[float, ...] = ()
     augment: bool = False
+    balance: float = 0.0
     init: str = "normal"
     optimizer: str = "sgd"
     lr: float = 1e-4 * CAFFE_TO_MEAN
@@ -103,13 +109,14 @@ class Recipe:
 RECIPES = {recipe.name: recipe for recipe in (
     Recipe(
         "fast", "minutes on two cores: Muon and Adam, from a network that is bicubic to begin with",
-        rescaled=(0.9, 0.8, 0.7, 0.6), augment=True, init="identity", optimizer="muon", lr=4e-3,
-        last_lr=0.1, schedule="cosine", batch=16, epochs=10,
+        rescaled=(0.9, 0.8, 0.7, 0.6), augment=True, balance=1.0, init="identity",
+        optimizer="muon", lr=4e-3, last_lr=0.1, schedule="cosine", batch=16, epochs=10,
     ),
     Recipe(
         "deep", "the same for 9-3-5 and 9-5-5: half the rate, reached in a thousand steps",
-        rescaled=(0.9, 0.8, 0.7, 0.6), augment=True, init="identity", optimizer="muon", lr=2e-3,
-        last_lr=0.1, schedule="cosine", warmup=1000, batch=16, epochs=15,
+        rescaled=(0.9, 0.8, 0.7, 0.6), augment=True, balance=1.0, init="identity",
+        optimizer="muon", lr=2e-3, last_lr=0.1, schedule="cosine", warmup=1000, batch=16,
+        epochs=15,
     ),
     Recipe(
         "adam", "Adam alone, on the pictures as they are",
