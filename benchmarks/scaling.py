@@ -10,7 +10,7 @@ The model adds these up for any number of ranks R, c chunks of s patches and G n
     step(R)     = ceil(c / R) s patch + exchange(R) + update
     exchange(R) = add c G / R + message (R - 1 + 2 ceil(log2 R)) + number (c / R + 1) G (1 - 1/R)
 
-as the exchange is an Alltoallv of R - 1 messages and two Allgatherv's. ``patch``, ``update`` and
+as the exchange is an Alltoallv of R - 1 messages, and two Allgathers. ``patch``, ``update`` and
 ``add`` are read off one rank, ``message`` and ``number`` fitted to ranks that have a core each.
 """
 

@@ -153,6 +153,16 @@ def test_chunks_add_up_to_the_batch_whoever_computes_them(device, dtype):
     assert worst(np.asarray, grads, want) < TOLERANCE[dtype]
 
 
+def test_ranks_of_a_machine_take_its_devices_in_turn():
+    used = []
+    cuda = SimpleNamespace(Device=lambda number: SimpleNamespace(use=lambda: used.append(number)),
+                           runtime=SimpleNamespace(getDeviceCount=lambda: 2))
+    backend = _cuda.CudaBackend(lambda: SimpleNamespace(cuda=cuda))
+    for rank in range(5):
+        backend.use_device(rank)
+    assert used == [0, 1, 0, 1, 0]
+
+
 def test_a_step_changes_nothing_that_it_was_given(device):
     net = network(device, "float32")
     x, t = batch(device, "float32")

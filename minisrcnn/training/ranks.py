@@ -3,7 +3,7 @@
 Bits must not depend on the number of ranks, and floating-point sums depend on their order, which
 Allreduce does not promise. So what is shared out are the chunks of a batch, which the batch alone
 fixes, and their gradients are added in the order of the chunks, as one process does: each rank adds
-up a run of the columns, of all chunks (Alltoallv), and the sums go to all (Allgatherv).
+up a run of the columns, of all chunks (Alltoallv), and the sums go to all (Allgather).
 """
 
 from __future__ import annotations
@@ -142,19 +142,20 @@ class MPIRanks(Ranks):
         self, rows: NDArray[Any], items: int, add: Callable[[NDArray[Any]], NDArray[Any]]
     ) -> NDArray[Any]:
         """Return the sum of the rows of all items, in order, from every rank's share of them."""
-        counts, widths = self._shares(items), self._shares(rows.shape[1])
-        first, last = self.share(rows.shape[1])
-        # A run of columns for each rank: what comes back are the chunks of all, in order.
-        runs = np.split(rows, np.cumsum(widths)[:-1], axis=1)
-        mine = np.empty((items, last - first), rows.dtype)
+        # A run of columns for each rank, all of one width: what comes back are those of all items,
+        # in order.
+        columns = rows.shape[1]
+        width = -(-columns // self.size)
+        if rest := self.size * width - columns:
+            rows = np.pad(rows, ((0, 0), (0, rest)))
+        runs = rows.reshape(len(rows), self.size, width).swapaxes(0, 1).copy()
+        mine = np.empty((items, width), rows.dtype)
         self._world.Alltoallv(
-            self._buffer(np.concatenate([run.ravel() for run in runs]),
-                         [len(rows) * width for width in widths]),
-            self._buffer(mine, [count * (last - first) for count in counts]))
-        total = np.empty(rows.shape[1], rows.dtype)
-        sums = add(mine) if mine.size else mine[0]  # more ranks than columns
-        self._world.Allgatherv(self._buffer(sums), self._buffer(total, widths))
-        return total
+            self._buffer(runs, [len(rows) * width] * self.size),
+            self._buffer(mine, [count * width for count in self._shares(items)]))
+        total = np.empty(self.size * width, rows.dtype)
+        self._world.Allgather(self._buffer(add(mine)), self._buffer(total))
+        return total[:columns]
 
     def _shares(self, items: int) -> list[int]:
         """Return how many items each rank has."""
