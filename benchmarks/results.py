@@ -29,7 +29,7 @@ class Row:
     Attributes
     ----------
     suite : str
-        ``roofs``, ``ops``, ``training``, ``inference`` or ``transfer``.
+        ``roofs``, ``ops``, ``training``, ``inference`` or ``transfer``; ``files``: whole commands.
     case : str
         What was computed, in words; unique within a run.
     group, size : str, int
@@ -60,6 +60,8 @@ class Row:
         Whether the warm-up became steady within its budget.
     reason : str
         Why there are no samples.
+    peak_mb : float or None
+        Peak of the memory of a whole process, where that was run.
     """
 
     suite: str
@@ -81,6 +83,7 @@ class Row:
     threads: float | None = None
     steady: bool = True
     reason: str = ""
+    peak_mb: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:

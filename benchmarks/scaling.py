@@ -109,7 +109,7 @@ def measure(
     for n in range(rounds):
         for R in shuffled.sample(list(ranks), len(ranks)):
             print(f"round {n + 1} of {rounds}: {R} ranks", file=sys.stderr, flush=True)
-            with _noted(noise, f"{R} ranks", n):
+            with machine.noted(noise, f"{R} ranks", n):
                 found = _start(mpiexec, R, cases, seconds)
             for case in found:
                 work = {key: case[key] for key in ("arch", "N", "size", "chunks", "width")}
@@ -132,14 +132,8 @@ def measure(
     return Run(command, started, round(time.monotonic() - start, 1),
                machine.describe() | {"others_busy": round(busy, 2)},
                {"threads": 1, "clock": "wall", "rounds": rounds, "works": list(works.values()),
-                "pictures": pictures, "processors": len(machine_cpus())},
+                "pictures": pictures, "processors": len(machine.usable_cpus())},
                list(rows.values()), noise, machine.mark_noise(noise, busy))
-
-
-def machine_cpus() -> list[int]:
-    """Return the processors that may be used here."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(
-        range(os.cpu_count() or 1))
 
 
 def group_of(arch: str, N: int) -> str:
@@ -150,20 +144,6 @@ def group_of(arch: str, N: int) -> str:
 def workers_of(jobs: int) -> str:
     """Return a number of workers in words."""
     return "1 worker" if jobs == 1 else f"{jobs} workers"
-
-
-class _noted:
-    """Note how busy the machine was meanwhile."""
-
-    def __init__(self, noise: list[dict[str, Any]], case: str, number: int) -> None:
-        self.noise, self.record = noise, {"case": case, "round": number}
-
-    def __enter__(self) -> None:
-        self.before = machine.Load.now()
-
-    def __exit__(self, *failed: object) -> None:
-        since = machine.Load.now().since(self.before)
-        self.noise.append({**self.record, **since, "calibration": None})
 
 
 def _start(mpiexec: str, R: int, cases: Sequence[tuple[str, int]], seconds: float) -> Any:
@@ -194,7 +174,7 @@ def upscale_in_turns(
         for n in range(rounds):
             for jobs in (1, 2) if n % 2 == 0 else (2, 1):
                 out = folder / "out"
-                with _noted(noise, workers_of(jobs), n):
+                with machine.noted(noise, workers_of(jobs), n):
                     start = time.perf_counter()
                     done = subprocess.run(
                         [sys.executable, "-m", "minisrcnn", "upscale", str(folder / "in"), "-o",

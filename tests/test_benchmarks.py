@@ -26,6 +26,7 @@ from benchmarks import (
     gpu_session,
     machine,
     ours,
+    pictures,
     report,
     results,
     runner,
@@ -523,6 +524,35 @@ def test_the_commands_of_the_document_are_accepted(tmp_path, monkeypatch, capsys
     for command in commands:
         assert main([*shlex.split(command.removesuffix("&&")), "--list"]) == 0, command
         assert "production" in capsys.readouterr().out
+
+
+# ---- picture files ----------------------------------------------------------------------------
+
+
+def test_a_program_must_make_its_pictures(tmp_path):
+    def task(program, count=1):
+        return pictures.Task("case", "it", [sys.executable, "-c", program], tmp_path / "o", count)
+
+    write = f"open({str(tmp_path / 'o/a')!r}, 'w').write('x')"
+    wall, cpu, peak = pictures.take(task(write))
+    assert cpu > 0 and wall > 0 and peak > 1
+    for bad, words in ((task(write + "; 1 / 0"), "ZeroDivisionError"),
+                       (task(write, 2), "it made 1 of 2 pictures"), (task("pass"), "made 0 of 1")):
+        with pytest.raises(ValueError, match=words):
+            pictures.take(bad)
+
+
+def test_the_table_of_picture_files():
+    run = make_run([Row("files", "one", "one", 1, "ours", samples=[[1500.0]], threads=1.5,
+                        peak_mb=480.2),
+                    Row("files", "one", "one", 1, "theirs", kind="peer", samples=[[900.0]],
+                        threads=1.9, peak_mb=90.0)])
+    run.missing["another"] = "No module named 'it'"
+    text = report.files(run)
+    assert "| one | ours | 1.50 s | 1.5 | 480 MB |" in text
+    assert "| one | theirs | 900 ms | 1.9 | 90 MB |" in text
+    assert "Not measured: another: No module named 'it'." in text
+    assert report.files(make_run([])) == ""
 
 
 # ---- ranks ---------------------------------------------------------------------------------
