@@ -272,6 +272,7 @@ def identity():
 def classify(path: Path, out: Path, net, suffix: str = ".png") -> tuple[str, str]:
     """Upscale one file and return its class, and why."""
     from minisrcnn import MinisrcnnError
+    from minisrcnn.imaging.save import format_of
     from minisrcnn.upscale.plan import Job
     from minisrcnn.upscale.run import Options, upscale_file
 
@@ -299,8 +300,8 @@ def classify(path: Path, out: Path, net, suffix: str = ".png") -> tuple[str, str
             got = np.dstack([got, np.ones(got.shape[:2])])
         if suffix == ".gif":  # one bit of it
             want[..., 3] = want[..., 3] >= 0.5
-        lossy = {".jpg": 24, ".avif": 24, ".heic": 24, ".gif": 80}  # GIF: 256 colours
-        text = differs(got, want, lossy.get(suffix, 8))
+        lossy = {"JPEG": 24, "AVIF": 24, "HEIF": 24, "GIF": 80}  # GIF: 256 colours
+        text = differs(got, want, lossy.get(format_of(f"o{suffix}").name, 8))
         if text:
             return "wrong", text
     try:
@@ -577,22 +578,26 @@ def main() -> None:
     """Run on a folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--format", default="png")
+    parser.add_argument("--format", default="png", help="a suffix, or same")
     parser.add_argument("--make", action="store_true")
     parser.add_argument("--show", nargs="*", default=["silent", "wrong", "crash"])
     options = parser.parse_args()
     if options.make:
         make(options.folder)
     from minisrcnn.imaging.decode import quiet
+    from minisrcnn.imaging.save import FORMATS
 
     net, counts = identity(), collections.Counter()
     with tempfile.TemporaryDirectory() as out, quiet():
         for path in sorted(options.folder.rglob("*")):
             if path.is_file():
-                kind, why = classify(path, Path(out), net, f".{options.format}")
+                suffix = f".{options.format}"
+                if options.format == "same":
+                    suffix = path.suffix if path.suffix.lower() in FORMATS else ".png"
+                kind, why = classify(path, Path(out), net, suffix.lower())
                 counts[kind] += 1
                 if kind in options.show:
-                    print(f"{kind:8} {path.relative_to(options.folder)}: {why}")
+                    print(f"{kind:8} {path.relative_to(options.folder)}: {why}", flush=True)
     print(dict(counts))
     sys.exit(1 if counts["silent"] + counts["wrong"] + counts["crash"] else 0)
 

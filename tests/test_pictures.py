@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpus import XMP, classify, exif, identity, scene, srgb
-from PIL import Image
+from PIL import Image, features
 
 from minisrcnn import MinisrcnnError
 from minisrcnn.checkpoint import save_model
-from minisrcnn.imaging.metadata import edit_exif, exif_orientation
+from minisrcnn.imaging.metadata import edit_exif, exif_orientation, without_orientation
 from minisrcnn.upscale.batch import Manifest, run_jobs, shard_of
 from minisrcnn.upscale.plan import Job, find_sources, make_plan
 from minisrcnn.upscale.run import Options, upscale_file
@@ -70,6 +70,24 @@ def test_metadata_is_kept_and_the_orientation_reset(tmp_path, suffix):
         assert 0x010F not in picture.getexif() and "xmp" not in picture.info
         if suffix != "webp":
             assert round(float(picture.info["dpi"][0])) == 600
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_exif_stays_as_it_is_in_avif(tmp_path):
+    block = exif(6)
+    block.get_ifd(0x8769)[0x927C] = b"its maker's own offsets"
+    colours().save(tmp_path / "a.jpg", exif=block)
+    upscaled(tmp_path / "a.jpg", tmp_path / "o.avif")
+    with Image.open(tmp_path / "a.jpg") as before, Image.open(tmp_path / "o.avif") as after:
+        assert after.size == (40, 60)
+        raw = before.info["exif"], after.info["exif"][-len(before.info["exif"]):]
+        tags = [picture.getexif() for picture in (before, after)]
+        assert dict(tags[1]) == {k: v for k, v in tags[0].items() if k != 0x0112}
+    assert raw[0].index(b"its maker's") == raw[1].index(b"its maker's")
+    data = edit_exif(raw[0][6:], 5, 5)
+    for cut in range(len(data)):  # damaged ones as well
+        assert len(without_orientation(data[:cut])) == cut
+    assert exif_orientation(without_orientation(raw[0][6:])) == 1
 
 
 def test_exif_is_edited_in_place():

@@ -130,6 +130,22 @@ def edit_exif(exif: bytes, W: int, H: int, dpi_factor: float = 1) -> bytes:
     return bytes(data)
 
 
+def without_orientation(exif: bytes) -> bytes:
+    """Return an EXIF block that states no orientation; all else stays where it is."""
+    for place in _places(exif):
+        if place.tag != _ORIENTATION:
+            continue
+        start = first_directory(exif, place.order)
+        (count,) = struct.unpack_from(place.order + "H", exif, start)
+        end = start + 2 + 12 * count + 4  # with the offset of the next directory
+        if not start < place.at < end <= len(exif):
+            break
+        fewer = struct.pack(place.order + "H", count - 1)
+        return (exif[:start] + fewer + exif[start + 2 : place.at] + exif[place.at + 12 : end]
+                + bytes(12) + exif[end:])
+    return exif
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where the twelve bytes of an entry are, and what they say."""

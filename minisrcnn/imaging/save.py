@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import MinisrcnnError, reason
 from .jpeg import jpeg_cannot_hold, write_jpeg
-from .metadata import Metadata
+from .metadata import Metadata, without_orientation
 from .pages import Page, whole
 from .png import write_png
 from .tiff import write_tiff
@@ -206,7 +206,10 @@ def _by_pillow(
     source = pictures()
     options: dict[str, Any] = {}
     if metadata.exif:
-        options["exif"] = b"Exif\0\0" + metadata.exif
+        exif = metadata.exif
+        if kind.name == "AVIF":  # Pillow writes a block with an orientation anew, in its own way
+            exif = without_orientation(exif)
+        options["exif"] = b"Exif\0\0" + exif
     if metadata.xmp:
         options["xmp"] = metadata.xmp
     if metadata.profile:
