@@ -12,10 +12,20 @@ from minisrcnn.engine.backends import BACKENDS, get_backend, unavailable_reason
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# In the background of a shell, Ctrl-C is ignored, and so it would be in every process that a test
-# starts and interrupts.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the processes that tests start hear signals that this one ignores.
+
+    In the background of a shell Ctrl-C is ignored, under nohup a hangup, and by every process that
+    is started from there too. A signal with a handler, of any kind, has its default again in a
+    new process. What only starts workers of pytest leaves them as they are.
+    """
+    if getattr(config.option, "numprocesses", None):
+        return
+    for name in ("SIGINT", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
 
 
 @pytest.fixture(

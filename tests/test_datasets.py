@@ -102,7 +102,7 @@ class Server:
                 self.wfile.write(body)
                 if fault == "stalls":
                     self.wfile.flush()
-                    server.stop.wait(20)
+                    server.stop.wait(600)
 
             def log_message(self, *_):
                 pass
@@ -341,7 +341,7 @@ def test_killed_in_the_middle_of_a_download(server):
         assert time.monotonic() < give_up
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait(10)
+    process.wait()
     assert not (folder / "1_GT.bmp").exists()
     server.special.clear()
     assert fetch("Set14", server.url).paths[0].read_bytes() == FILES["Set14/1_GT.bmp"]

@@ -453,7 +453,7 @@ def test_ncnn_runs_the_graph_of_y(tmp_path):
     model = default_model(3)
     convert(model.name, tmp_path / "y.onnx")
     subprocess.run([pnnx.EXEC_PATH, "y.onnx", "inputshape=[1,1,48,40]", "inputshape2=[1,1,64,80]",
-                    "fp16=0"], cwd=tmp_path, check=True, capture_output=True, timeout=300)
+                    "fp16=0"], cwd=tmp_path, check=True, capture_output=True, timeout=900)
     net = ncnn.Net()
     for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic",
                    "use_bf16_storage", "use_vulkan_compute"):

@@ -44,7 +44,7 @@ def model(tmp_path):
 
 def command(*args, cwd=None, **options):
     return subprocess.run(
-        [sys.executable, "-m", "minisrcnn", "upscale", *map(str, args)], cwd=cwd, timeout=600,
+        [sys.executable, "-m", "minisrcnn", "upscale", *map(str, args)], cwd=cwd, timeout=900,
         capture_output=True, **options)
 
 
@@ -342,12 +342,12 @@ def test_signals_leave_no_part_of_a_file(tmp_path, model, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "minisrcnn", "upscale", "a.png", "--model", str(model)],
         cwd=tmp_path, stderr=subprocess.PIPE)
-    until = time.monotonic() + 300
+    until = time.monotonic() + 900
     while not list(tmp_path.glob(".a_x2*.part")) and time.monotonic() < until:
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, number)
-    _, text = process.communicate(timeout=300)
+    _, text = process.communicate(timeout=900)
     assert process.returncode == 128 + number and b"stopped by SIG" in text
     assert not list(tmp_path.glob(".a_x2*")) and not (tmp_path / "a_x2.png").exists()
 
@@ -363,7 +363,7 @@ def test_nothing_is_lost_when_workers_or_the_run_are_killed(tmp_path, model):
 
     def begun(count):
         process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.DEVNULL)
-        until = time.monotonic() + 300
+        until = time.monotonic() + 900
         while len(list((tmp_path / "out").glob("*.png"))) < count and time.monotonic() < until:
             time.sleep(0.01)
         return process

@@ -57,11 +57,11 @@ def test_callers_do_not_wait_for_each_other():
     def slow(i, counter):
         if i == 0:
             first_is_in.set()
-            seen.append(second_is_done.wait(20))
+            seen.append(second_is_done.wait(300))
 
     caller = threading.Thread(target=workers.run, args=(slow, 2))
     caller.start()
-    assert first_is_in.wait(20)
+    assert first_is_in.wait(300)
     a = np.zeros(100)
     run_add_one(a, 2)
     second_is_done.set()
@@ -76,7 +76,7 @@ def test_an_error_of_any_thread_reaches_the_caller(culprit):
     def work(i, counter):
         if i == 0:
             counter[0] += 1  # helpers start when somebody has taken work
-            assert helper_is_in.wait(20)
+            assert helper_is_in.wait(300)
         else:
             helper_is_in.set()
         if i == culprit:
@@ -101,10 +101,10 @@ class Gate:
     def work(self, i, counter):
         item = take(counter)
         if i == 0:
-            assert self.helper_is_in.wait(20)
+            assert self.helper_is_in.wait(300)
             return
         self.helper_is_in.set()
-        assert self.open.wait(20)
+        assert self.open.wait(300)
         self.a[item] += 1
         self.taken_after = take(counter)
         self.helper_is_out.set()
@@ -145,7 +145,7 @@ def test_helpers_of_an_interrupted_job_never_touch_the_next(monkeypatch):
                 done[item] += 1
                 if i == 0 and not gate.open.is_set():
                     gate.open.set()
-                    assert gate.helper_is_out.wait(20)
+                    assert gate.helper_is_out.wait(300)
                 item = take(counter)
 
         workers.run(work, 2)
@@ -169,7 +169,7 @@ def test_an_interrupt_before_the_job_is_posted_leaves_the_threads_free(monkeypat
     def work(i, counter):
         counter[0] += 1
         if i == 0:
-            assert helper_is_in.wait(20)
+            assert helper_is_in.wait(300)
         else:
             helper_is_in.set()
 
