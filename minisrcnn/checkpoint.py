@@ -261,12 +261,12 @@ def resolve_model(name: PathLike) -> Path:
     if len(path.parts) == 1 and not path.is_absolute():
         places.append(RUNS / path / MODEL_FILE)
     for place in places:
-        if place.exists() and not place.is_dir():
+        if os.path.exists(place) and not os.path.isdir(place):
             return place
     shipped = find_model(os.fspath(name))
     if shipped is not None:
         return shipped.path
-    if (path / "saved_model.pb").exists():
+    if os.path.exists(path / "saved_model.pb"):
         raise MinisrcnnError(f"{path}: a TensorFlow SavedModel; {_BY_ONNX}")
     looked = ", ".join(map(str, places))
     names = ", ".join(model.name for model in shipped_models())

@@ -50,6 +50,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line, ``sys.argv`` by default, and exit; the entry point of ``minisrcnn``."""
     args = sys.argv[1:] if args is None else args
     _open_standard_streams()
+    if os.path.expanduser("~") == "~":  # a user whom the system lacks; libraries fail at that
+        os.environ["HOME"] = "/nonexistent"  # which they take for one that cannot be written to
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name can hold anything
     try:

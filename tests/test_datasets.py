@@ -405,6 +405,15 @@ def test_the_set_under_other_file_names(empty):
     assert not found.registered
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/x", "x" * 5000, "a\0b"])
+def test_names_that_cannot_be(name):
+    for load in (load_dataset, lambda name: datasets.load_datasets([name], ["T91"])):
+        with pytest.raises(MinisrcnnError, match="neither a folder nor one of T91, Set5, Set14"):
+            load(name)
+    with pytest.raises(MinisrcnnError, match="no such folder"):
+        load_dataset("Set5", data_dir=name)
+
+
 def test_folders_and_names(empty):
     Path("mine/inner").mkdir(parents=True)
     for name in ("b.png", "a.png"):

@@ -316,6 +316,18 @@ def test_a_link_stays_a_link(tmp_path):
     assert os.listdir(tmp_path / "there") == ["b.png"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFO on this system")
+def test_what_is_no_plain_file_is_not_replaced(tmp_path):
+    """A pipe, or a device: `ln -s /dev/null out.png` would be the end of /dev/null."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    for name in ("pipe.png", "link.png"):
+        with pytest.raises(MinisrcnnError, match=r"cannot be written \(not a plain file\)"):
+            write_image(tmp_path / name, np.zeros((4, 4), np.uint8))
+    assert stat.S_ISFIFO((tmp_path / "pipe.png").stat().st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["link.png", "pipe.png"]
+
+
 def test_long_names_can_be_written(tmp_path):
     path = tmp_path / ("n" * 250 + ".png")
     write_image(path, picture((4, 4)))

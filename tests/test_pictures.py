@@ -352,6 +352,17 @@ def test_signals_leave_no_part_of_a_file(tmp_path, model, number):
     assert not list(tmp_path.glob(".a_x2*")) and not (tmp_path / "a_x2.png").exists()
 
 
+@pytest.mark.parametrize("line", [
+    "[" * 100_000, '{"input": ["a"], "output": ["b"]}', '{"input": null, "output": null}',
+    '{"input": "a", "output": "\\ud800"}', '{"input": 1, "output": 1}', "\\xff",
+])
+def test_odd_lines_of_a_manifest_are_passed_over(tmp_path, line):
+    (tmp_path / "b.png").touch()
+    good = json.dumps({"input": "a.png", "output": str(tmp_path / "b.png"), "error": None})
+    (tmp_path / "m.jsonl").write_text(f"{line}\n{good}\n")
+    assert Manifest(tmp_path / "m.jsonl").finished() == {("a.png", str(tmp_path / "b.png"))}
+
+
 @pytest.mark.slow
 def test_nothing_is_lost_when_workers_or_the_run_are_killed(tmp_path, model):
     psutil = pytest.importorskip("psutil", reason="finds the workers")

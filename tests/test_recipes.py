@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from minisrcnn import SRCNN, MinisrcnnError
+from minisrcnn.imaging.prepare import DEGRADATIONS
 from minisrcnn.training.network import initialise
 from minisrcnn.training.recipes import RECIPES, Recipe, get_recipe
+from minisrcnn.training.settings import TrainSettings, new_plan
 
 
 def test_unknown_recipe():
@@ -63,6 +65,27 @@ def test_filters_of_the_identity_start_answer_to_both_sides():
     y, _ = net.chain.layers["conv1"].forward(image[None, None])
     above = (y[0, 1:] > 0).mean(axis=(1, 2))
     assert above.min() > 0.2 and above.max() < 0.8
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"batch": 0}, "batch is 0, want an integer from 1 to"),
+    ({"lr": float("nan")}, "lr is nan, want a finite number of at least 0"),
+    ({"rescaled": (0.5, 1.0)}, r"rescaled is 1.0, want a finite number in \[0, 1\)"),
+    ({"optimizer": "adamw"}, "optimizer is 'adamw', want one of sgd, adam, dct-adam, muon"),
+])
+def test_values_that_no_recipe_can_have(changes, says):
+    with pytest.raises(ValueError, match=says):
+        Recipe("r", "", **changes)
+    assert all(Recipe("r", "", degradation=name) for name in DEGRADATIONS)
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"epochs": 10**12}, "epochs is 1000000000000, want"), ({"batch_size": 0}, "batch is 0, want"),
+    ({"degradation": "x"}, "degradation is 'x', want one of bicubic, bicubic-mirror, zoom"),
+])
+def test_settings_that_no_recipe_can_have(changes, says):
+    with pytest.raises(MinisrcnnError, match=says):
+        new_plan(TrainSettings(**changes))
 
 
 def test_cosine_falls_from_one_to_zero():

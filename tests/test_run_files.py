@@ -217,12 +217,39 @@ def test_arrays_of_other_shapes_are_refused(place, change, says):
     ("progress", "[" * 100_000),
 ])
 def test_a_header_of_another_kind_is_one_line(place, key, value):
+    with pytest.raises(MinisrcnnError, match="not a checkpoint of this version") as error:
+        resumed_with(key, value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key, name, value", [
+    ("plan", "scale", "2"), ("plan", "scale", 1), ("plan", "channels", 2), ("plan", "data", 0),
+    ("plan", "seed", -1), ("plan", "arch", None), ("recipe", "batch", 0), ("recipe", "lr", "x"),
+    ("recipe", "lr", float("inf")), ("recipe", "optimizer", []), ("recipe", "schedule", "x"),
+    ("recipe", "rescaled", [2]), ("recipe", "name", 1), ("progress", "loss_sum", "x"),
+    ("progress", "psnr", []), ("progress", "log_bytes", 1.5),
+])
+def test_a_header_of_wrong_values_is_one_line(place, key, name, value):
+    """With a checksum that is right: whoever wrote it meant harm, or had another version."""
+    _, metadata = load_state("run/checkpoint.safetensors")
+    held = json.loads(metadata["plan" if key == "recipe" else key])
+    (held["recipe"] if key == "recipe" else held)[name] = value
+    with pytest.raises(MinisrcnnError, match="not a checkpoint of this version"):
+        resumed_with("plan" if key == "recipe" else key, json.dumps(held))
+
+
+def test_a_checkpoint_of_too_many_steps(place):
+    _, metadata = load_state("run/checkpoint.safetensors")
+    progress = json.loads(metadata["progress"]) | {"step": 10**9}
+    with pytest.raises(MinisrcnnError, match="is of step 1,000,000,000, want at most 6"):
+        resumed_with("progress", json.dumps(progress))
+
+
+def resumed_with(key, value):
     arrays, metadata = load_state("run/checkpoint.safetensors")
     for name in ("checkpoint", "checkpoint-previous"):
         save_state(f"run/{name}.safetensors", arrays, metadata | {key: value})
-    with pytest.raises(MinisrcnnError, match="not a checkpoint of this version") as error:
-        go_on()
-    assert "\n" not in str(error.value)
+    go_on()
 
 
 # --- the log ------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def _show(task: Exercise, verdict: Verdict) -> None:
 def _progress(folder: Path) -> dict[str, str]:
     try:
         kept = json.loads((folder / _PROGRESS).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return {str(k): str(v) for k, v in kept.items()} if isinstance(kept, dict) else {}
 
@@ -163,7 +163,10 @@ def _wait_for_change(file: Path) -> None:
     import time
 
     def stamp() -> int:
-        return file.stat().st_mtime_ns if file.exists() else 0
+        try:
+            return file.stat().st_mtime_ns
+        except OSError:  # an editor is just replacing it
+            return 0
 
     before = stamp()
     note(f"Watching {file.name} ...")

@@ -141,7 +141,7 @@ def cache_dir() -> Path:
     """Where downloads are kept: ``MINISRCNN_CACHE``, or the platform's folder for caches."""
     chosen = os.environ.get("MINISRCNN_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     import pooch
 
     try:
@@ -155,8 +155,8 @@ def _places(data_dir: str | os.PathLike[str] | None) -> list[Path]:
     places = []
     for asked, by in ((data_dir, ""), (os.environ.get("MINISRCNN_DATA"), "MINISRCNN_DATA: ")):
         if asked:
-            place = Path(asked).expanduser()
-            if not place.is_dir():
+            place = Path(os.path.expanduser(asked))
+            if not os.path.isdir(place):
                 raise MinisrcnnError(f"{by}{asked}: no such folder")
             places.append(place)
     return [*places, Path("data"), Path("..", "shared", "data")]
@@ -219,8 +219,8 @@ def load_dataset(
     """
     name = dataset_name(name_or_path)
     if name is None:
-        folder = Path(name_or_path).expanduser()
-        if not folder.is_dir():
+        folder = Path(os.path.expanduser(name_or_path))
+        if not os.path.isdir(folder):
             raise MinisrcnnError(
                 f"{os.fspath(name_or_path)}: neither a folder nor one of {', '.join(NAMES)}"
             )
@@ -269,8 +269,8 @@ def load_datasets(
     loaded: list[Dataset] = []
     values = list(values)
     for value in values or wanted:
-        folder = Path(value).expanduser()
-        held = [] if dataset_name(value) else [n for n in wanted if (folder / n).is_dir()]
+        folder = Path(os.path.expanduser(value))
+        held = [] if dataset_name(value) else [n for n in wanted if os.path.isdir(folder / n)]
         if held:
             loaded += [load_dataset(name, data_dir=value, download=False) for name in held]
         else:

@@ -6,6 +6,7 @@ Every failure is one clear line.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import secrets
@@ -83,6 +84,8 @@ def atomic_open(path: PathLike) -> Iterator[IO[bytes]]:
         Where the folder is missing or cannot be written to, or the disk is full; nothing is left.
     """
     target = os.path.realpath(path)
+    if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
+        raise OSError(errno.EINVAL, "not a plain file")  # a device or a pipe, which would be gone
     folder, name = os.path.split(target)
     part = os.path.join(folder, f".{name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     file = os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")

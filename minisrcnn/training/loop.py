@@ -164,6 +164,9 @@ class _Run:
             raise MinisrcnnError(f"{self.out}: data: the pictures, {self.data.name}, are not those "
                                  "that this run began with")
         try:
+            if begun.progress.step > self.steps:
+                raise MinisrcnnError(f"the checkpoint is of step {begun.progress.step:,}, want at "
+                                     f"most {self.steps:,}")
             self.stepper.restore(begun.arrays, begun.progress.step)
         except MinisrcnnError as error:
             raise MinisrcnnError(f"{self.out}: {error}") from None

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..arguments import check_integer, check_number
 from ..errors import MinisrcnnError
 
 #: Output pixels of a patch of the paper: 33x33 in, 21x21 out.
@@ -22,6 +23,17 @@ PAPER_PIXELS = 21 * 21
 #:     L_caffe = 1/(2B) sum (y - t)^2        L = 1/(B P) sum (y - t)^2
 #:     L_caffe = (P / 2) L,  so   lr_caffe dL_caffe/dw = (lr_caffe P / 2) dL/dw
 CAFFE_TO_MEAN = PAPER_PIXELS / 2
+
+
+_MOST = 2**31 - 1  # of what is counted
+
+_CHOICES = {
+    "degradation": ("bicubic", "bicubic-mirror", "zoom"),
+    "augment": (False, True),
+    "init": ("normal", "he", "identity"),
+    "optimizer": ("sgd", "adam", "dct-adam", "muon"),
+    "schedule": ("constant", "cosine"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,11 @@ class Recipe:
         Steps over which it first rises, in proportion to the step; a factor beside the schedule.
     batch, epochs : int
         Patches a step; passes over all patches.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a value of the wrong type or out of range.
     """
 
     name: str
@@ -82,6 +99,19 @@ class Recipe:
     warmup: int = 0
     batch: int = 128
     epochs: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "stride", "batch", "epochs"):
+            check_integer(name, getattr(self, name), 1, _MOST)
+        check_integer("warmup", self.warmup, 0, _MOST)
+        for name in ("lr", "last_lr", "momentum"):
+            check_number(name, getattr(self, name), 0)
+        for factor in self.rescaled:
+            check_number("rescaled", factor, 0, 1)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, want one of "
+                                 f"{', '.join(map(str, choices))}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from ..arguments import check_integer
 from ..checkpoint import RUNS
 from ..errors import MinisrcnnError
-from ..imaging.prepare import DEGRADATIONS
 from .recipes import DEFAULT, Recipe, get_recipe
 
 Say = Callable[[str], None]
@@ -87,7 +88,15 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """Read back what ``to_json`` wrote; ValueError or the like where it is something else."""
         values = json.loads(text)
-        return cls(**values | {"recipe": Recipe.from_dict(values["recipe"])})
+        plan = cls(**values | {"recipe": Recipe.from_dict(values["recipe"])})
+        check_integer("scale", plan.scale, 2, 16)
+        check_integer("seed", plan.seed, 0)
+        texts = (plan.arch, plan.backend, plan.recipe.name, plan.recipe.about)
+        if not (check_integer("channels", plan.channels) in (1, 3)
+                and isinstance(plan.data, str | None)
+                and all(isinstance(text, str) for text in texts)):
+            raise ValueError("not a plan")
+        return plan
 
     def to_json(self) -> str:
         """Write the plan as one line."""
@@ -97,15 +106,12 @@ class Plan:
 def new_plan(settings: TrainSettings) -> Plan:
     """Return the plan of a training that begins, with defaults for what was not said."""
     recipe = get_recipe(settings.recipe or DEFAULT)
-    if settings.degradation is not None:
-        if settings.degradation not in DEGRADATIONS:
-            raise MinisrcnnError(f"degradation is {settings.degradation!r}, want one of "
-                                 f"{', '.join(DEGRADATIONS)}")
-        recipe = replace(recipe, degradation=settings.degradation)
-    if settings.epochs is not None:
-        recipe = replace(recipe, epochs=settings.epochs)
-    if settings.batch_size is not None:
-        recipe = replace(recipe, batch=settings.batch_size)
+    asked: dict[str, Any] = {"degradation": settings.degradation, "epochs": settings.epochs,
+             "batch": settings.batch_size}
+    try:
+        recipe = replace(recipe, **{k: v for k, v in asked.items() if v is not None})
+    except (TypeError, ValueError) as error:
+        raise MinisrcnnError(str(error)) from None
     return Plan(
         settings.data, 3 if settings.scale is None else settings.scale,
         settings.arch or "9-1-5", settings.seed or 0, settings.backend or "auto", recipe,

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..arguments import check_integer
 from ..checkpoint import MODEL_FILE
 from ..errors import MinisrcnnError, printable
 from ..srcnn import SRCNN
@@ -53,9 +54,12 @@ class Progress:
     def from_json(cls, text: str) -> Progress:
         """Read back the JSON of ``dataclasses.asdict``; ValueError where it is something else."""
         progress = cls(**json.loads(text))
-        if not (type(progress.step) is type(progress.log_bytes) is int and progress.step >= 0
-                and progress.log_bytes >= 0):
-            raise ValueError
+        check_integer("step", progress.step, 0)
+        check_integer("log_bytes", progress.log_bytes, 0)
+        scores, sums = (progress.psnr, progress.loss), (progress.loss_sum, progress.seconds)
+        if not (all(isinstance(score, float | None) for score in scores)
+                and all(isinstance(number, int | float) for number in sums)):
+            raise ValueError("not a progress")
         return progress
 
 

@@ -336,7 +336,9 @@ class Manifest:
             try:
                 entry = json.loads(line)
                 key = (entry["input"], entry["output"])
-            except (ValueError, KeyError, TypeError):
+                if not all(isinstance(name, str) for name in key):
+                    continue
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
             if entry.get("error") is None and os.path.exists(key[1]):
                 found.add(key)
