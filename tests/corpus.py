@@ -30,7 +30,9 @@ import sys
 import tempfile
 import warnings
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
@@ -350,15 +352,14 @@ XMP = (b'<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="a
        b'<?xpacket end="w"?>')
 
 
-def exif(orientation: int = 1) -> Image.Exif:
-    """Camera, time, place and an orientation."""
+def exif(orientation: int = 1, more: Mapping[int, Any] | None = None) -> Image.Exif:
+    """Camera, time, place and an orientation; ``more`` are tags of the exposure."""
     block = Image.Exif()
     block[0x010F], block[0x0110], block[0x0112], block[0x0132] = (
         "Maker", "Model", orientation, "2024:01:02 03:04:05")
-    block.get_ifd(0x8769)[0x829A] = (1, 60)
-    block.get_ifd(0x8769)[0x9003] = "2024:01:02 03:04:05"
-    block.get_ifd(0x8825)[1] = "N"
-    block.get_ifd(0x8825)[2] = (52.0, 30.0, 0.0)
+    # Whole: an old Pillow does not write what is put into get_ifd().
+    block[0x8769] = {0x829A: (1, 60), 0x9003: "2024:01:02 03:04:05", **(more or {})}
+    block[0x8825] = {1: "N", 2: (52.0, 30.0, 0.0)}
     return block
 
 

@@ -74,8 +74,7 @@ def test_metadata_is_kept_and_the_orientation_reset(tmp_path, suffix):
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 def test_exif_stays_as_it_is_in_avif(tmp_path):
-    block = exif(6)
-    block.get_ifd(0x8769)[0x927C] = b"its maker's own offsets"
+    block = exif(6, {0x927C: b"its maker's own offsets"})
     colours().save(tmp_path / "a.jpg", exif=block)
     upscaled(tmp_path / "a.jpg", tmp_path / "o.avif")
     with Image.open(tmp_path / "a.jpg") as before, Image.open(tmp_path / "o.avif") as after:
@@ -91,9 +90,7 @@ def test_exif_stays_as_it_is_in_avif(tmp_path):
 
 
 def test_exif_is_edited_in_place():
-    block = exif(8)
-    block.get_ifd(0x8769)[0xA002] = 30
-    data = block.tobytes()[6:]
+    data = exif(8, {0xA002: 30}).tobytes()[6:]
     assert exif_orientation(data) == 8
     edited = edit_exif(data, 90_000, 40)
     assert exif_orientation(edited) == 1 and len(edited) == len(data)
