@@ -283,7 +283,7 @@ def projection(run: Run) -> str:
 
 def workers(run: Run) -> str:
     """Return how many small pictures a second one worker of ``upscale`` writes, and two."""
-    rows = run.timed("pictures")
+    rows = run.timed("workers")
     count = run.settings.get("pictures", 0)
     return _marked(run, ["", "seconds", "pictures a second"], [
         [row.case, f"{row.median / 1e3:.1f}", f"{1e3 * count / row.median:.0f}"] for row in rows])

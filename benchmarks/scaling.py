@@ -126,7 +126,7 @@ def measure(
             print(f"round {n + 1}: {jobs} workers, {ms / 1e3:.1f} s", file=sys.stderr, flush=True)
             group = f"upscale {pictures:,} pictures of {SIZE[1]}x{SIZE[0]}"
             rows.setdefault((f"{group}, {workers_of(jobs)}", "upscale"), Row(
-                "pictures", f"{group}, {workers_of(jobs)}", group, jobs, "upscale",
+                "workers", f"{group}, {workers_of(jobs)}", group, jobs, "upscale",
             )).samples.append([round(ms, 1)])
     busy = max(busy, machine.others())
     return Run(command, started, round(time.monotonic() - start, 1),

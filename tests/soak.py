@@ -312,9 +312,14 @@ def disturb(job: subprocess.Popen[bytes], rng: random.Random, count: Counter[str
     try:
         if what == "worker":
             rng.choice([child for child in psutil.Process(job.pid).children()
-                        if "spawn_main" in " ".join(child.cmdline())]).kill()
+                        if "resource_tracker" not in " ".join(child.cmdline())]).kill()
         elif what == "director":
+            workers = psutil.Process(job.pid).children()
             job.kill()
+            orphans = psutil.wait_procs(workers, timeout=60)[1]
+            if orphans:
+                print(f"pictures: {len(orphans)} workers go on without the process that directs")
+            count["failed"] += len(orphans)
         else:
             os.killpg(job.pid, signal.SIGKILL)
     except (psutil.Error, ProcessLookupError, IndexError):  # done meanwhile

@@ -628,7 +628,7 @@ def test_ranks_and_workers_are_measured():
     run = scaling.measure([("3-1-3", 40)], (1, 2), 1, 5, ["scaling"], seconds=0.0)
     assert {(r.suite, r.size, r.implementation) for r in run.timed()} == {
         *(("scaling", n, part) for n in (1, 2) for part in scaling.PARTS),
-        ("pictures", 1, "upscale"), ("pictures", 2, "upscale")}
+        ("workers", 1, "upscale"), ("workers", 2, "upscale")}
     assert "5 pictures of 32x24, 2 workers" in report.workers(run)
     assert scaling.fit(run).patch["3-1-3"] > 0
 

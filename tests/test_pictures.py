@@ -382,8 +382,10 @@ def test_nothing_is_lost_when_workers_or_the_run_are_killed(tmp_path, model):
     workers[0].kill()
     while len(list((tmp_path / "out").glob("*.png"))) < 15:
         time.sleep(0.01)
+    workers = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
+    assert not psutil.wait_procs(workers, timeout=60)[1], "workers go on without the run"
     assert begun(60).wait() == 0
     lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert {line["input"] for line in lines if line["error"] is None} == {

@@ -153,8 +153,11 @@ def run_workers(
 
     def start() -> None:
         ours, theirs = context.Pipe()
+        # A fork has our ends of all pipes too: while it holds them, none of them ends with us.
+        forks = context.get_start_method() == "fork"
+        inherited = [ours, *workers] if forks else []
         process = context.Process(
-            target=_work, args=(theirs, load, options, threads), daemon=True)
+            target=_work, args=(theirs, inherited, load, options, threads), daemon=True)
         with _signals_held():
             process.start()
         theirs.close()
@@ -238,7 +241,12 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _work(pipe: Any, load: Callable[[], Networks], options: Options, threads: int) -> None:
+def _work(
+    pipe: Any, inherited: Sequence[Any], load: Callable[[], Networks], options: Options,
+    threads: int,
+) -> None:
+    for ours in inherited:
+        ours.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     signal.signal(signal.SIGTERM, _leave)
     _hold_signals(False)
