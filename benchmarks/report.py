@@ -168,7 +168,7 @@ def gpu(run: Run) -> str:
 
 
 def on_gpu(run: Run) -> str:
-    """Return training, inference and single operations on a GPU, beside PyTorch in float32 and TF32."""
+    """Return what was timed on a GPU, beside PyTorch in float32 and TF32."""
     lines = []
     for rows in table_of(r for r in run.timed() if r.device == "gpu").values():
         ours = best(rows.values(), "ours", "gpu")
@@ -310,7 +310,8 @@ TITLES = {
     "ops": "Single operations, beside PyTorch's better layout",
     "ladder": "The versions, nominal GFLOP/s", "training": "Training steps: ms (error)",
     "inference": "Whole images: ms (error)", "times": "Single operations: ms (error)",
-    "growth": "Growth: time is size to the power of", "on_gpu": "GPU: minisrcnn and PyTorch", "gpu_ladder": "The CUDA versions, nominal GFLOP/s",
+    "growth": "Growth: time is size to the power of", "on_gpu": "GPU: minisrcnn and PyTorch",
+    "gpu_ladder": "The CUDA versions, nominal GFLOP/s",
     "gpu": "GPU: first call, cold, warm, whole",
     "crossover": "From which size on the GPU wins, with transfers", "untimed": "Not timed",
     "ab": "Two revisions", "ranks": "Ranks of MPI, one thread each",

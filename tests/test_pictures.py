@@ -159,6 +159,19 @@ def test_the_same_format_is_written(tmp_path, suffix):
     assert plan.notes == [f"{tmp_path / 'a.ico'}: .ico cannot be written; it becomes .png"]
 
 
+def test_a_tiff_compressed_as_webp(tmp_path, capfd):
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs", reason="compresses and reads it")
+    for name, C in (("rgb", 3), ("rgba", 4)):
+        pixels = (scene()[..., :C] >> 8).astype(np.uint8)
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="rgb", compression="webp",
+                         extrasamples=["unassalpha"] if C == 4 else None)
+        capfd.readouterr()  # of another reader
+        upscaled(tmp_path / f"{name}.tif", tmp_path / f"{name}.png")
+        assert capfd.readouterr().err == ""  # libtiff prints what it cannot do
+        assert classify(tmp_path / f"{name}.tif", tmp_path, identity()) == ("kept", "")
+
+
 def test_pages_of_a_tiff(tmp_path):
     pages = [colours(), colours(3, 12, 40), colours(4).convert("L")]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])

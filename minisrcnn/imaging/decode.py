@@ -699,7 +699,11 @@ def _wants_tifffile(file: Any) -> bool:
     bits = bits if isinstance(bits, tuple) else (bits,)
     kinds = tags.get(339, (1,))
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    return max(bits) > 8 or any(kind not in (1, 4) for kind in kinds)
+    return (max(bits) > 8 or any(kind not in (1, 4) for kind in kinds)
+            or tags.get(259) == _WEBP)  # which Pillow's libtiff is built without
+
+
+_WEBP = 50001
 
 
 def _foreign_tiff(source: Any, name: str, limit: int) -> Picture:
