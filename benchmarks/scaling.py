@@ -212,6 +212,7 @@ def time_case(arch: str, N: int, ranks: Any, seconds: float, most: int = 10) -> 
     """Return milliseconds of steps, exchanges and updates, as this rank sees them."""
     from minisrcnn import SRCNN
     from minisrcnn.engine.backends import get_backend
+    from minisrcnn.training.order import Window
     from minisrcnn.training.recipes import RECIPES
     from minisrcnn.training.steppers import HostStepper
 
@@ -222,8 +223,8 @@ def time_case(arch: str, N: int, ranks: Any, seconds: float, most: int = 10) -> 
     stepper = HostStepper(net, _noise(recipe.input_size, net.shrinkage), recipe, ranks)
     steps = most + 2
     rng = np.random.default_rng(1)
-    stepper.begin_epoch(rng.integers(len(stepper.data.index), size=N * steps),
-                        rng.integers(8, size=N * steps))
+    stepper.begin_epoch(iter([Window(rng.integers(len(stepper.data.index), size=N * steps),
+                                     rng.integers(8, size=N * steps))]))
     stepper.set_rates({name: 1e-6 for name in net.chain.layers if name.startswith("conv")})
     size = backend.chunk_size(N)
     chunks = -(-N // size)
@@ -258,12 +259,13 @@ def _times(call: Callable[[], Any], ranks: Any, seconds: float, most: int) -> li
 
 
 def _noise(side: int, shrinkage: int) -> Any:
-    from minisrcnn.imaging.patches import patch_index
+    from minisrcnn.imaging.patches import PatchIndex
     from minisrcnn.training.pictures import Data
 
     rng = np.random.default_rng(0)
-    pictures = [rng.random((5 * side, 5 * side), np.float32) for _ in range(8)]
-    return Data("noise", pictures, pictures, patch_index(pictures, side, 14), 0)
+    labels = [rng.integers(256, size=(5 * side, 5 * side), dtype=np.uint8) for _ in range(8)]
+    inputs = [label / np.float32(255) for label in labels]
+    return Data("noise", inputs, labels, PatchIndex([x.shape for x in inputs], side, 14), 0)
 
 
 def main() -> None:

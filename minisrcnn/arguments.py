@@ -8,6 +8,7 @@ to 16``.
 from __future__ import annotations
 
 import math
+import re
 from numbers import Integral, Real
 from typing import Any
 
@@ -56,6 +57,35 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf) -> f
     if not (math.isfinite(number) and low <= number < high):
         raise ValueError(f"{name} is {value}, want a finite number {bound}")
     return number
+
+
+def check_bytes(name: str, value: Any, low: int = 1) -> int:
+    """Return a size in bytes that is written as ``500MB``, ``2 GB`` or ``1.5GiB``.
+
+    Decimal units are powers of 1000, binary ones (``KiB``) powers of 1024.
+
+    Parameters
+    ----------
+    name, value : str
+    low : int
+        Bytes, at least.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no text, not so written, or too small.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {describe(value)}, want a size such as 500MB or 2GB")
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT])(i?)B\s*", value,
+                         re.ASCII | re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{name} is {value!r}, want a size such as 500MB or 2GB")
+    power = "KMGT".index(match[2].upper()) + 1
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    if size < low:
+        raise ValueError(f"{name} is {value}, want at least {low / 1e6:g}MB")
+    return size
 
 
 def describe(value: Any) -> str:

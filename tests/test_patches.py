@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minisrcnn.imaging.patches import (
     NOTES,
+    PatchIndex,
     PatchSizes,
     augment,
     average_patches,
@@ -18,7 +19,6 @@ from minisrcnn.imaging.patches import (
     merge_crop,
     merge_patches,
     patch_grid,
-    patch_index,
     sum_patches,
 )
 
@@ -160,7 +160,7 @@ def test_the_notes_merge_says_by_how_much_it_crops():
 def test_index_and_gather_are_extraction():
     rng = np.random.default_rng(4)
     images = [rng.random(shape).astype("f4") for shape in ((40, 35), (20, 90), (33, 33), (61, 47))]
-    index = patch_index(images, 33, 14)
+    index = PatchIndex([image.shape for image in images], 33, 14)[:]
     expected = [extract_patches(image, 33, 14)[0] for image in images if min(image.shape) >= 33]
     assert index.shape == (sum(map(len, expected)), 3)
     assert set(index[:, 0].tolist()) == {0, 2, 3}
@@ -175,12 +175,18 @@ def test_index_and_gather_are_extraction():
     np.testing.assert_array_equal(out, got[chosen])
 
 
-def test_the_index_takes_three_numbers_a_patch():
-    images = [np.zeros((330, 330), "f4")] * 3
-    index = patch_index(images, 33, 14)
-    assert index.nbytes == 24 * 3 * 22 * 22
-    assert patch_index([], 33, 14).shape == (0, 3)
-    assert gather(images, index[:0], 33).shape == (0, 33, 33)
+def test_the_index_is_computed_not_stored():
+    shapes = [(330, 330), (20, 900), (47, 61), (33, 33)]
+    index = PatchIndex(shapes, 33, 14)
+    assert len(index) == 22 * 22 + 0 + 2 * 3 + 1
+    np.testing.assert_array_equal(index.starts, [0, 484, 484, 490, 491])
+    np.testing.assert_array_equal(index[np.array([490, 483, 487, 0])],
+                                  [[3, 0, 0], [0, 294, 294], [2, 14, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(index.images(np.array([0, 483, 484, 490])), [0, 0, 2, 3])
+    assert len(PatchIndex([], 33, 14)) == 0 and PatchIndex([], 33, 14)[:].shape == (0, 3)
+    assert gather([np.zeros((330, 330), "f4")], index[:0], 33).shape == (0, 33, 33)
+    million = PatchIndex([(33000, 33000)] * 1000, 33, 14)  # a table would have 133 GB
+    assert million[np.array([len(million) - 1])].tolist() == [[999, 32956, 32956]]
 
 
 def test_augment_gives_the_eight_symmetries():
@@ -221,8 +227,10 @@ index_ = np.zeros((1, 3), int)
         (lambda: extract_patches(image_, 3, 0), ValueError, "stride .*0"),
         (lambda: extract_patches(image_, 3, -1), ValueError, "stride .*-1"),
         (lambda: extract_patches(image_, 3, "2"), TypeError, "stride is .*, want an integer"),
-        (lambda: patch_index([image_[0]], 3, 1), ValueError, r"images\[0\]"),
-        (lambda: patch_index([image_], 0, 1), ValueError, "size"),
+        (lambda: PatchIndex([(8, 9, 3)], 3, 1), ValueError, r"shapes has shape \(1, 3\)"),
+        (lambda: PatchIndex([(8, 9)], 0, 1), ValueError, "size"),
+        (lambda: PatchIndex([(8, 9)], 3, 1)[np.array([42])], IndexError, "want 0 to 41"),
+        (lambda: PatchIndex([(8, 9)], 3, 1)[np.array([-1])], IndexError, "from -1"),
         (lambda: gather([image_], [[0, 0, 0]], 3), TypeError, "index"),
         (lambda: gather([image_], np.zeros((1, 3)), 3), TypeError, "index .*float64"),
         (lambda: gather([image_], np.zeros((1, 2), int), 3), ValueError, r"index .*\(1, 2\)"),

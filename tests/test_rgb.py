@@ -17,8 +17,9 @@ from minisrcnn.imaging.files import read_image, write_image
 from minisrcnn.imaging.metrics import psnr, to_uint8
 from minisrcnn.imaging.prepare import prepare, prepare_rgb
 from minisrcnn.imaging.resize import imresize
-from minisrcnn.training.loop import epoch_order, train
+from minisrcnn.training.loop import train
 from minisrcnn.training.network import initialise
+from minisrcnn.training.order import Shuffle
 from minisrcnn.training.pictures import load_data
 from minisrcnn.training.ranks import Ranks
 from minisrcnn.training.recipes import RECIPES, Recipe
@@ -102,14 +103,15 @@ def test_a_step_is_that_of_pytorch(pictures):
     weights = {k: torch.tensor(v.astype(np.float64), requires_grad=True)
                for k, v in net.parameters.items()}
     stepper = new_stepper(net, data, plan.recipe, Ranks())
-    order, codes = epoch_order(3, 0, len(data.index))
-    stepper.begin_epoch(order, codes)
+    (window,) = Shuffle(data.index, 3).epoch(0)
+    order, codes = window.numbers, window.codes
+    stepper.begin_epoch(iter([window]))
     stepper.set_rates({"conv1": 0.1, "conv2": 0.1, "conv3": 0.1})
     stepper.step()
     xs, ts = [], []
-    for row, code in zip(order[:4], codes[:4], strict=True):
-        n, top, left = data.index[row]
-        for images, size, off, out in ((data.inputs, 17, 0, xs), (data.labels, 11, 3, ts)):
+    labels = [label / np.float32(255) for label in data.labels]
+    for (n, top, left), code in zip(data.index[order[:4]], codes[:4], strict=True):
+        for images, size, off, out in ((data.inputs, 17, 0, xs), (labels, 11, 3, ts)):
             part = images[n][:, top + off : top + off + size, left + off : left + off + size]
             part = part[..., ::-1] if code >= 4 else part
             out.append(np.rot90(part, code % 4, axes=(1, 2)).copy())
@@ -133,9 +135,7 @@ def test_on_a_device_as_on_the_host(pictures):
     for backend in ("numpy", "cupy-emulated"):
         net = SRCNN("5-1-3", channels=3, backend=get_backend(backend), init="he")
         stepper = new_stepper(net, data, plan.recipe, Ranks())
-        order, codes = epoch_order(0, 0, len(data.index))
-        whole = slice(0, len(order) // 4 * 4)
-        stepper.begin_epoch(order[whole], codes[whole])
+        stepper.begin_epoch(Shuffle(data.index, 0).epoch(0, 0, len(data.index) // 4 * 4))
         stepper.set_rates({"conv1": 0.1, "conv2": 0.1, "conv3": 0.1})
         for _ in range(2):
             stepper.step()

@@ -22,12 +22,13 @@ from minisrcnn.engine.backends import get_backend, unavailable_reason
 from minisrcnn.imaging.datasets import load_dataset
 from minisrcnn.imaging.files import read_image, write_image
 from minisrcnn.imaging.metrics import psnr
-from minisrcnn.imaging.prepare import prepare
+from minisrcnn.imaging.prepare import prepare, to_unit
 from minisrcnn.imaging.resize import imresize
 from minisrcnn.training import files, loop, report
-from minisrcnn.training.loop import epoch_order, train
+from minisrcnn.training.loop import train
 from minisrcnn.training.network import new_network
-from minisrcnn.training.pictures import Data, load_data, load_validation
+from minisrcnn.training.order import Shuffle, Window
+from minisrcnn.training.pictures import load_data, load_validation
 from minisrcnn.training.ranks import Ranks
 from minisrcnn.training.recipes import RECIPES, Recipe
 from minisrcnn.training.settings import Plan, TrainSettings
@@ -189,14 +190,14 @@ def test_training_is_gradient_descent_on_the_patches(pictures, monkeypatch):
 def test_patches_and_labels_stay_together_when_turned(pictures, tiny, monkeypatch):
     """With input = label, a network that is the identity has no loss, however it is flipped."""
     result = train(settings(pictures), quiet)
-    data = Data("same", result.data.labels, result.data.labels, result.data.index, 0)
+    data = replace(result.data, inputs=[to_unit(label) for label in result.data.labels])
     net = SRCNN("5-1-3", (1, 1), backend="numpy")
     for value in net.parameters.values():
         value[...] = 0
         if value.ndim == 4:
             value[0, 0, value.shape[2] // 2, value.shape[3] // 2] = 1
     stepper = HostStepper(net, data, tiny, Ranks())
-    stepper.begin_epoch(np.arange(24), np.arange(24) % 8)
+    stepper.begin_epoch(Shuffle(data.index, 0).epoch(0))
     stepper.set_rates({"conv1": 0.0, "conv2": 0.0, "conv3": 0.0})
     for _ in range(6):
         stepper.step()
@@ -235,39 +236,26 @@ def test_notes_recipe_trains_on_the_notes_own_arrays(pictures, monkeypatch):
     assert not result.validation.comparable
 
 
-def test_order_of_an_epoch():
-    order, codes = epoch_order(3, 0, 1000)
-    assert sorted(order) == list(range(1000))
-    assert set(codes) == set(range(8))
-    assert not np.array_equal(order, epoch_order(3, 1, 1000)[0])
-    assert not np.array_equal(order, epoch_order(4, 0, 1000)[0])
-    np.testing.assert_array_equal(order, epoch_order(3, 0, 1000)[0])
-
-
-def test_patches_are_drawn_in_proportion_to_their_chances():
-    chances = np.array([0.1, 0.0, 0.6, 0.3])
-    drawn = np.concatenate([epoch_order(3, epoch, 4, chances)[0] for epoch in range(3000)])
-    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / len(drawn), chances, atol=0.02)
-
-
 def test_balance_evens_out_the_pictures_errors(pictures, tiny, monkeypatch):
     """Each picture's patches get one over its error; none more than 20 times the median's."""
     for name, amplitude in (("flat", 0.001), ("soft", 0.3)):
         write_image(pictures / "T91" / f"{name}.png",
                     np.uint8(128 + amplitude * (picture(5) - 128.0)))
+    write_image(pictures / "T91" / "small.png", picture(5, 5, 90))  # nothing within its border
     monkeypatch.setitem(RECIPES, "tiny", replace(tiny, balance=1.0))
     data, _, plan = load_data(loop.new_plan(settings(pictures)), quiet)
     scale = plan.scale
     inside = (slice(scale, -scale), slice(scale, -scale))
-    errors = np.array([np.mean((np.clip(np.round(255 * x[inside]), 0, 255)
-                                - 255 * t[inside]) ** 2)
-                       for x, t in zip(data.inputs, data.labels, strict=True)])
+    pairs = [(x, t) for x, t in zip(data.inputs, data.labels, strict=True) if len(t) > 4]
+    assert len(pairs) == len(data.labels) - 1
+    errors = np.array([np.mean((np.clip(np.round(255 * x[inside]), 0, 255) - t[inside]) ** 2)
+                       for x, t in pairs])
     want = 1 / np.maximum(errors, np.median(errors) / 20)
-    each = want[data.index[:, 0]]
-    np.testing.assert_allclose(data.chances, each / each.sum(), rtol=1e-5)
+    found = data.weights[data.weights > 0]
+    np.testing.assert_allclose(found / found.sum(), want / want.sum(), rtol=1e-5)
     assert errors.min() < np.median(errors) / 20  # the flat one is held back
     plain, _, _ = load_data(loop.new_plan(replace(settings(pictures), recipe="paper")), quiet)
-    assert plain.chances is None
+    assert plain.weights is None
 
 
 def test_seed_decides_every_bit(pictures, tiny):
@@ -535,6 +523,15 @@ def test_max_minutes_stops_saved_and_goes_on(pictures, tiny):
     shutil.rmtree("whole")
 
 
+def test_a_picture_with_nothing_left_to_score_is_skipped(pictures, tiny):
+    """Cropped to 4x4, less two pixels on each side."""
+    write_image(pictures / "Set5" / "5.png", np.zeros((5, 5), np.uint8))
+    told = []
+    _, validation, _ = load_data(Plan(str(pictures), 2, "5-1-3", 0, "numpy", tiny), told.append)
+    assert len(validation.inputs) == 2 and len(told) == 1
+    assert "5.png: too small for scale 2" in told[0]
+
+
 # --- rescaled copies, and Muon ------------------------------------------------------------------
 
 
@@ -552,7 +549,7 @@ def test_rescaled_copies_follow_their_picture(pictures, tiny):
         x, t = prepare(copy, 2)
         np.testing.assert_array_equal(more.labels[2 * i], data.labels[i])
         np.testing.assert_array_equal(more.inputs[2 * i + 1], x)
-        np.testing.assert_array_equal(more.labels[2 * i + 1], t)
+        np.testing.assert_array_equal(to_unit(more.labels[2 * i + 1]), t)
     assert len(more.index) > len(data.index)
 
 
@@ -588,7 +585,7 @@ def test_host_and_device_go_on_from_each_others_arrays(pictures, tiny, optimizer
 
     def stepper(backend):
         made = new_stepper(new_network(plan, get_backend(backend)), data, recipe, Ranks())
-        made.begin_epoch(order, codes)
+        made.begin_epoch(iter([Window(order, codes)]))
         made.set_rates(recipe.rates(("conv1", "conv2", "conv3"), 0, 10))
         return made
 
@@ -600,7 +597,7 @@ def test_host_and_device_go_on_from_each_others_arrays(pictures, tiny, optimizer
     for half, other in zip(halves, others, strict=True):
         other.restore(half.arrays(), 1)
         for made in (half, other):
-            made.begin_epoch(order[4:], codes[4:])
+            made.begin_epoch(iter([Window(order[4:], codes[4:])]))
             made.step()
     want = halves[0].arrays()
     start = new_network(plan, get_backend("numpy")).parameters

@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -38,9 +38,8 @@ from numpy.typing import NDArray
 
 from minisrcnn.engine.backends import choose_backend
 from minisrcnn.imaging.datasets import Dataset, load_dataset
-from minisrcnn.imaging.patches import augment, gather
-from minisrcnn.training.loop import epoch_order
 from minisrcnn.training.network import new_network
+from minisrcnn.training.order import Shuffle, Window
 from minisrcnn.training.pictures import Data, Validation, load_data, load_validation
 from minisrcnn.training.ranks import Ranks
 from minisrcnn.training.recipes import Recipe, get_recipe
@@ -260,10 +259,15 @@ class Run:
                 raise ValueError(f"{e.init_from} failed, or ended in another session")
             net.load_parameters(self.bench.weights[e.init_from])
 
+    def _order(self, epoch: int, stop: int | None = None) -> Window:
+        """Return all patches of an epoch: T91 is shuffled whole."""
+        shuffle = Shuffle(self.data.index, self.plan.seed, self.data.weights)
+        (window,) = shuffle.epoch(epoch, 0, stop)
+        return window
+
     def _epoch(self, epoch: int) -> None:
-        order, codes = epoch_order(self.plan.seed, epoch, len(self.data.index), self.data.chances)
-        whole = slice(0, self.batches * self.experiment.recipe.batch)
-        self.stepper.begin_epoch(order[whole], codes[whole])
+        window = self._order(epoch, self.batches * self.experiment.recipe.batch)
+        self.stepper.begin_epoch(iter([window]))
 
     def _block(self, step: int) -> None:
         """Make STRIDE steps, or what is left."""
@@ -333,27 +337,18 @@ class Run:
     def _patches(
         self, rows: NDArray[np.intp], codes: NDArray[np.intp] | None = None
     ) -> tuple[Any, Any]:
-        size, pad = self.experiment.recipe.input_size, self.net.shrinkage // 2
-        index, asarray = self.data.index[rows], self.net.backend.asarray
-
-        def cut(images: Sequence[NDArray[Any]], size: int, offset: int) -> Any:
-            channels = zip(*(image.reshape(-1, *image.shape[-2:]) for image in images), strict=True)
-            patches = [gather(planes, index, size, offset=offset) for planes in channels]
-            if codes is not None:
-                patches = [augment(plane, codes) for plane in patches]
-            return asarray(np.stack(patches, axis=1), self.net.dtype)
-
-        return cut(self.data.inputs, size, 0), cut(self.data.labels, size - 2 * pad, pad)
+        x, t = self.data.patches(rows, codes, self.experiment.recipe.input_size,
+                                 self.net.shrinkage // 2)
+        asarray, dtype = self.net.backend.asarray, self.net.dtype
+        return asarray(x, dtype), asarray(t, dtype)
 
     def _second_order(self) -> dict[str, Any]:
         """Go on by L-BFGS over all patches at once, each in one orientation."""
         from scipy.optimize import minimize
 
         e, net = self.experiment, self.net
-        order, codes = epoch_order(self.plan.seed, e.recipe.epochs, len(self.data.index),
-                                   self.data.chances)
-        order = order[:e.lbfgs_patches]
-        codes = codes[:len(order)]
+        window = self._order(e.recipe.epochs, e.lbfgs_patches)
+        order, codes = window.numbers, window.codes
         chunks = [self._patches(order[i:i + CHUNK], codes[i:i + CHUNK])
                   for i in range(0, len(order), CHUNK)]
         shapes = {k: v.shape for k, v in net.parameters.items()}

@@ -9,14 +9,16 @@ from typing import Annotated
 
 import typer
 
+from ..arguments import check_bytes
 from ..training.recipes import DEFAULT, RECIPES
-from .terminal import BACKEND_HELP, complain
+from .terminal import BACKEND_HELP, complain, user_values
 
 
 def train_command(
     data: Annotated[str | None, typer.Option(
-        metavar="DIR|T91", show_default="T91, else photographs of scikit-image",
-        help="What to train on: T91, a folder that holds it, or a folder of pictures.")] = None,
+        metavar="DIR|SET|T91", show_default="T91, else photographs of scikit-image",
+        help="What to train on: T91, a folder that holds it, a folder of pictures, or a set "
+        "that minisrcnn data pack made.")] = None,
     scale: Annotated[int | None, typer.Option(
         min=2, max=16, show_default="3", help="How many times larger.")] = None,
     arch: Annotated[str | None, typer.Option(
@@ -38,6 +40,9 @@ def train_command(
         min=1, show_default="all", help="Of the numba backend; the result is the same.")] = None,
     seed: Annotated[int | None, typer.Option(
         min=0, show_default="0", help="Where all randomness comes from.")] = None,
+    memory: Annotated[str, typer.Option(
+        metavar="SIZE", help="Of degraded pictures that are kept, such as 500MB or 2GB; the "
+        "result is the same.")] = "2GB",
     max_minutes: Annotated[float | None, typer.Option(
         min=0, help="Stop after so long, saved; --resume goes on.")] = None,
     out: Annotated[Path | None, typer.Option(
@@ -46,7 +51,7 @@ def train_command(
     resume: Annotated[bool, typer.Option(
         "--resume", help="Go on where --out stopped, with the settings it began with.")] = False,
 ) -> None:
-    """Train the network on the 91 images, or on a folder of pictures.
+    """Train the network on the 91 images, a folder of pictures, or a packed set.
 
     Exit codes: 1 if the loss is no longer a finite number or the disk is full (the last
     checkpoint is kept), 130 after Ctrl-C (all is saved; --resume goes on).
@@ -56,10 +61,12 @@ def train_command(
     from ..training.settings import TrainSettings
     from ..training.state import TrainingFailedError, TrainingStoppedError, summary
 
+    with user_values():
+        budget = check_bytes("--memory", memory, 10**6)
     settings = TrainSettings(
         data=data, scale=scale, arch=arch, recipe=recipe, degradation=degradation,
         epochs=epochs, batch_size=batch_size, rgb=rgb or None, backend=backend, seed=seed,
-        out=out, resume=resume, threads=threads, max_minutes=max_minutes)
+        out=out, resume=resume, threads=threads, max_minutes=max_minutes, memory=budget)
     if find_ranks().rank > 0:  # the first rank speaks for all
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:

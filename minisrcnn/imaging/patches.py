@@ -12,7 +12,7 @@ extraction is the linear map
 and its adjoint, `sum_patches`, adds every patch back where it came from:
 <extract(image), p> = <image, sum(p)>.
 
-Training draws patches at random from many images: `patch_index` is a table of where they are
+Training draws patches at random from many images: `PatchIndex` is a table of where they are
 (three integers a patch), and `gather` copies out just the ones that are wanted.
 """
 
@@ -132,35 +132,62 @@ def extract_patches(image: Array, size: int, stride: int) -> tuple[Array, tuple[
     return np.array(windows, order="C").reshape(rows * cols, size, size), (rows, cols)
 
 
-def patch_index(images: Sequence[Array], size: int, stride: int) -> NDArray[np.intp]:
-    """Where the patches of many images are: a table, not a copy of them.
+class PatchIndex:
+    """Where the patches of many images are: a table that is computed, not stored.
+
+    Row n is (image number, y, x of the patch's first pixel); image by image, rows outermost.
+    ``index[numbers]`` gives the rows of an array of numbers, so that what is held does not grow
+    with the number of patches.
 
     Parameters
     ----------
-    images : sequence of ndarray, each (H, W)
-        An image smaller than a patch has none.
+    shapes : sequence of (H, W), or ndarray of int, shape (I, 2)
+        Of the images; one smaller than a patch has none.
     size, stride : int
 
-    Returns
-    -------
-    ndarray of int, shape (N, 3)
-        Columns: image number, y, x of the patch's first pixel. Image by image, rows outermost.
+    Attributes
+    ----------
+    shapes : ndarray of int, shape (I, 2)
+    starts : ndarray of int, shape (I + 1,)
+        The number of each image's first patch; last, how many there are in all.
 
     Raises
     ------
     TypeError, ValueError
         For an argument of the wrong type, shape or range.
     """
-    size, stride = check_integer("size", size), check_integer("stride", stride)
-    tables = [np.empty((0, 3), np.intp)]
-    for number, image in enumerate(images):
-        H, W = _image(image, f"images[{number}]").shape
-        y = np.arange(0, H - size + 1, stride)
-        x = np.arange(0, W - size + 1, stride)
-        table = np.empty((len(y), len(x), 3), np.intp)
-        table[..., 0], table[..., 1], table[..., 2] = number, y[:, None], x
-        tables.append(table.reshape(-1, 3))
-    return np.concatenate(tables)
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, int]] | NDArray[np.integer], size: int, stride: int
+    ) -> None:
+        size, self.stride = check_integer("size", size), check_integer("stride", stride)
+        self.shapes = np.asarray(shapes, np.int64) if len(shapes) else np.empty((0, 2), np.int64)
+        if self.shapes.ndim != 2 or self.shapes.shape[1] != 2:
+            raise ValueError(f"shapes has shape {self.shapes.shape}, want (I, 2)")
+        grid = np.maximum((self.shapes - size) // self.stride + 1, 0)
+        self._columns = grid[:, 1]
+        self.starts = np.concatenate([[0], np.cumsum(grid.prod(axis=1))])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def images(self, numbers: NDArray[np.integer]) -> NDArray[np.intp]:
+        """Return the images that patches are of, one number each."""
+        return np.searchsorted(self.starts, numbers, side="right") - 1
+
+    def __getitem__(self, numbers: NDArray[np.integer] | slice) -> NDArray[np.intp]:
+        """Return rows of the table, shape (N, 3)."""
+        if isinstance(numbers, slice):
+            numbers = np.arange(*numbers.indices(len(self)))
+        numbers = np.asarray(numbers)
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
+            raise IndexError(f"numbers go from {numbers.min()} to {numbers.max()}, want 0 to "
+                             f"{len(self) - 1}")
+        rows = np.empty((len(numbers), 3), np.intp)
+        rows[:, 0] = self.images(numbers)
+        y, x = np.divmod(numbers - self.starts[rows[:, 0]], self._columns[rows[:, 0]])
+        rows[:, 1], rows[:, 2] = y * self.stride, x * self.stride
+        return rows
 
 
 def gather(
@@ -175,18 +202,18 @@ def gather(
 
     Parameters
     ----------
-    images : sequence of ndarray, each (H, W)
+    images : sequence of ndarray, each (H, W), or each (C, H, W)
     index : ndarray of int, shape (N, 3)
-        Rows of `patch_index`'s table, in any order.
+        Rows of a `PatchIndex`, in any order.
     size : int
     offset : int
         Added to y and x: the recipe's padding, for labels in the middle of their inputs.
-    out : ndarray, shape (N, size, size), optional
+    out : ndarray, shape (N, size, size) or (N, C, size, size), optional
         Written to and returned, instead of a fresh array.
 
     Returns
     -------
-    ndarray, shape (N, size, size), dtype of the images
+    ndarray, shape (N, size, size) or (N, C, size, size), dtype of the images
 
     Raises
     ------
@@ -200,20 +227,22 @@ def gather(
         )
     if index.ndim != 2 or index.shape[1] != 3:
         raise ValueError(f"index has shape {index.shape}, want (N, 3)")
-    shape = (len(index), size, size)
+    first = images[0] if len(images) else np.empty((0, 0))
+    shape = (len(index), *first.shape[:-2], size, size)
     if out is None:
-        out = np.empty(shape, images[0].dtype if len(images) else np.float64)
+        out = np.empty(shape, first.dtype)
     elif out.shape != shape:
         raise ValueError(f"out has shape {out.shape}, want {shape}")
     for n, (number, y, x) in enumerate(index.tolist()):
         image = images[number]
         y, x = y + offset, x + offset
-        if not (0 <= y <= image.shape[0] - size and 0 <= x <= image.shape[1] - size):
+        H, W = image.shape[-2:]
+        if not (0 <= y <= H - size and 0 <= x <= W - size):
             raise IndexError(
                 f"index: patch {n} at ({y}, {x}), {size} pixels wide, "
-                f"is not inside image {number} of {image.shape[0]}x{image.shape[1]}"
+                f"is not inside image {number} of {H}x{W}"
             )
-        out[n] = image[y : y + size, x : x + size]
+        out[n] = image[..., y : y + size, x : x + size]
     return out
 
 

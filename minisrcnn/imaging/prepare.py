@@ -11,6 +11,7 @@ test code that they published), steps 1 to 3:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,79 @@ def _zoom(label: NDArray[Any], scale: int) -> NDArray[Any]:
     return zoom(zoom(label, 1 / scale, prefilter=False), scale, prefilter=False)
 
 
+def luma_of(degradation: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return what makes the luma of a picture that is to be degraded in this way."""
+    return pillow_luma if degradation == "zoom" else rgb2y
+
+
+def rgb_planes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return R, G and B of a picture, shape (3, H, W): a view; grayscale has equal channels."""
+    if image.ndim == 2:
+        return np.broadcast_to(image, (3, *image.shape))
+    return image.transpose(2, 0, 1)
+
+
+def planes(
+    image: NDArray[np.uint8],
+    factors: Sequence[float] = (),
+    least: int = 1,
+    convert: Callable[[NDArray[Any]], NDArray[Any]] = rgb2y,
+) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Yield what training takes of a picture: its luma or RGB, and those of rescaled copies.
+
+    Parameters
+    ----------
+    image : uint8 ndarray, shape (H, W) or (H, W, 3 or 4)
+        Transparency is left out.
+    factors : sequence of float
+        How many times the picture's size the copies are. They are made of the picture in colour:
+        the luma of a copy is not the copy of its luma, which would be rounded before.
+    least : int
+        Copies with fewer rows or columns are left out.
+    convert : callable
+        :func:`~minisrcnn.imaging.color.rgb2y`, :func:`~minisrcnn.imaging.color.pillow_luma` or
+        :func:`rgb_planes`.
+
+    Yields
+    ------
+    factor : float
+        1.0 for the picture itself, which comes first.
+    plane : uint8 ndarray, shape (round(factor * H), round(factor * W)), of RGB (3, ...)
+    """
+    image = image[..., :3] if image.ndim == 3 else image
+    yield 1.0, convert(image)
+    H, W = image.shape[:2]
+    for factor in factors:
+        size = round(factor * H), round(factor * W)
+        if min(size) >= max(least, 1):
+            yield factor, convert(imresize(image, output_size=size))
+
+
+def to_unit(pixels: NDArray[np.uint8], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """Return 8-bit pixels as floats from 0 to 1."""
+    dtype = np.dtype(dtype)
+    return pixels.astype(dtype) / dtype.type(255)
+
+
+def degrade(label: NDArray[Any], scale: int, degradation: str = "bicubic") -> NDArray[Any]:
+    """Return the input that belongs to a label, of the same shape and dtype: step 3.
+
+    Parameters
+    ----------
+    label : float ndarray, shape (H, W) or (3, H, W), both multiples of the scale
+    scale, degradation
+        As for :func:`prepare`.
+    """
+    if label.ndim == 3:
+        return np.stack([degrade(colour, scale, degradation) for colour in label])
+    if degradation == "zoom":
+        return _zoom(label, scale)
+    H, W = label.shape
+    border = "mirror" if degradation == "bicubic-mirror" else "clamp"
+    small = imresize(label, output_size=(H // scale, W // scale), border=border)
+    return imresize(small, output_size=(H, W), border=border)
+
+
 def prepare(
     image: NDArray[np.uint8],
     scale: int,
@@ -104,14 +178,8 @@ def prepare(
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
         raise TypeError(f"image is {got}, want a uint8 array")
-    luma = pillow_luma(image) if degradation == "zoom" else rgb2y(image)
-    label = modcrop(luma, scale).astype(dtype) / dtype.type(255)
-    if degradation == "zoom":
-        return _zoom(label, scale), label
-    H, W = label.shape
-    border = "mirror" if degradation == "bicubic-mirror" else "clamp"
-    small = imresize(label, output_size=(H // scale, W // scale), border=border)
-    return imresize(small, output_size=(H, W), border=border), label
+    label = to_unit(modcrop(luma_of(degradation)(image), scale), dtype)
+    return degrade(label, scale, degradation), label
 
 
 def prepare_rgb(
@@ -140,6 +208,5 @@ def prepare_rgb(
     TypeError, ValueError
         As :func:`prepare`.
     """
-    colours = [image[..., c] for c in range(3)] if np.ndim(image) == 3 else [image] * 3
-    pairs = [prepare(colour, scale, degradation, dtype) for colour in colours]
+    pairs = [prepare(colour, scale, degradation, dtype) for colour in rgb_planes(image)]
     return np.stack([x for x, _ in pairs]), np.stack([t for _, t in pairs])

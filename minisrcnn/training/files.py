@@ -207,7 +207,7 @@ class RunFiles:
         save_state(path, checkpoint.arrays, {
             "plan": checkpoint.plan.to_json(),
             "progress": json.dumps(asdict(checkpoint.progress)),
-            "checksum": str(checkpoint.checksum),
+            "pictures": str(checkpoint.checksum),
         })
 
     @_on_first_rank
@@ -238,6 +238,6 @@ def _read(path: Path) -> Checkpoint:
     try:
         return Checkpoint(Plan.from_json(metadata["plan"]),
                           Progress.from_json(metadata["progress"]),
-                          int(metadata["checksum"]), arrays)
+                          int(metadata["pictures"]), arrays)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, MinisrcnnError):
         raise MinisrcnnError(f"{path}: not a checkpoint of this version of minisrcnn") from None

@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..checkpoint import MODEL_FILE
 from ..engine.backends import announce_backend, choose_backend, set_threads
@@ -29,6 +28,7 @@ from .display import display, say_to_stderr
 from .files import Checkpoint, RunFiles
 from .interrupts import interruptible
 from .network import new_network
+from .order import Shuffle
 from .pictures import Data, Validation, load_data
 from .ranks import Ranks, find_ranks
 from .report import write_report
@@ -75,6 +75,7 @@ def train(settings: TrainSettings, say: Say | None = None) -> TrainResult:
             plan = new_plan(settings)
         plan, data, validation, net, stepper = ranks.run_everywhere(
             lambda: _prepare(settings, plan, ranks, say))
+        stack.callback(data.close)
         if begun is None:
             files.make()
             stack.enter_context(files.locked())
@@ -110,10 +111,10 @@ def _prepare(
     if hasattr(backend, "use_device"):
         backend.use_device(ranks.local_rank)
     asked, plan = plan.backend, replace(plan, backend=backend.NAME)
-    data, validation, plan = load_data(plan, say)
+    data, validation, plan = load_data(plan, say, settings.memory)
     announce_backend(backend, asked, say, ("train", "predict"))
     net = new_network(plan, backend)
-    return plan, data, validation, net, new_stepper(net, data, plan.recipe, ranks)
+    return plan, data, validation, net, new_stepper(net, data, plan.recipe, ranks, say)
 
 
 class _Run:
@@ -126,6 +127,7 @@ class _Run:
         self.settings, self.files, self.out, self.plan = settings, files, files.out, plan
         self.layers = [name for name in net.chain.layers if name.startswith("conv")]
         self.data, self.validation, self.net = data, validation, net
+        self.shuffle = Shuffle(data.index, plan.seed, data.weights)
         self.stepper, self.say = stepper, say
         self.ranks, self._interrupted = files.ranks, False
         self.progress = Progress()
@@ -239,9 +241,8 @@ class _Run:
         """Make the steps that are left of an epoch; return whether to stop."""
         progress, recipe = self.progress, self.plan.recipe
         epoch, first = divmod(progress.step, self.batches)
-        order, codes = epoch_order(self.plan.seed, epoch, len(self.data.index), self.data.chances)
-        left = slice(first * recipe.batch, self.batches * recipe.batch)
-        self.stepper.begin_epoch(order[left], codes[left])
+        self.stepper.begin_epoch(self.shuffle.epoch(
+            epoch, first * recipe.batch, self.batches * recipe.batch))
         end = (epoch + 1) * self.batches
         fresh, stop = True, False
         while progress.step < end and not stop:
@@ -345,19 +346,6 @@ class _Run:
             self.say(f"Stopped by --max-minutes at step {self.progress.step:,} of "
                      f"{self.steps:,}; go on with: {self._resume_command()}")
         return result
-
-
-def epoch_order(
-    seed: int, epoch: int, patches: int, chances: NDArray[np.float64] | None = None
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the order and the orientation codes (0..7) of an epoch's patches.
-
-    Each comes once, or, with ``chances``, as often as it is drawn.
-    """
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, epoch)))
-    order = (rng.permutation(patches) if chances is None
-             else rng.choice(patches, patches, p=chances))
-    return order, rng.integers(8, size=patches)
 
 
 def _share_threads(ranks: Ranks) -> None:

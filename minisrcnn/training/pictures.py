@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +17,25 @@ from ..evaluate import PUBLISHED, TOLERANCE, Published
 from ..imaging.datasets import Dataset, fallback_photographs, load_dataset, load_datasets
 from ..imaging.files import read_image
 from ..imaging.metrics import psnr
-from ..imaging.patches import patch_index
-from ..imaging.prepare import prepare, prepare_rgb
-from ..imaging.resize import imresize
+from ..imaging.packed import PackedSet
+from ..imaging.patches import PatchIndex, augment, gather
+from ..imaging.prepare import (
+    degrade,
+    luma_of,
+    planes,
+    prepare,
+    prepare_rgb,
+    rgb_planes,
+    to_unit,
+)
 from ..srcnn import SRCNN, parse_arch
+from .kept import KeptImages
+from .order import WINDOW, Numbers
 from .ranks import Ranks
-from .settings import Plan, Say
+from .settings import MEMORY, Plan, Say
 
 Image = NDArray[np.float32]
+Plane = NDArray[np.uint8]
 
 # No picture is drawn from more often than the median one by this factor, to the power of balance.
 _MOST_OFTEN = 20
@@ -32,29 +44,121 @@ _MOST_OFTEN = 20
 _HELD_OUT = ("astronaut", "chelsea", "coffee")
 
 
+def _expect_nothing(now: Numbers, soon: Numbers) -> None:
+    """Take no notice of which pictures are needed."""
+
+
 @dataclass(frozen=True)
 class Data:
-    """The pictures, prepared.
+    """The pictures that are trained on.
 
     Attributes
     ----------
     name : str
-    inputs, labels : sequences of (H, W) arrays
-        (3, H, W) for a network of three channels.
-    index : (P, 3) array
-        Where the patches are; see :func:`minisrcnn.imaging.patches.patch_index`.
+    inputs : sequence of float32 (H, W) arrays
+        Degraded when they are asked for; (3, H, W) for a network of three channels.
+    labels : sequence of uint8 (H, W) arrays
+        Or (3, H, W); see :func:`minisrcnn.imaging.prepare.to_unit`.
+    index : PatchIndex
+        Where the patches are.
     checksum : int
-        Of all labels.
-    chances : (P,) array, optional
-        With what probability each patch is drawn, where not each comes once an epoch.
+        Of the pictures.
+    weights : (I,) array, optional
+        How often patches of each picture are drawn, up to a factor; without, each comes once an
+        epoch.
+    expect : callable
+        To be told which pictures are needed now, and which next.
+    close : callable
+        To be called at the end.
     """
 
     name: str
     inputs: Sequence[Image]
-    labels: Sequence[Image]
-    index: NDArray[np.intp]
+    labels: Sequence[Plane]
+    index: PatchIndex
     checksum: int
-    chances: NDArray[np.float64] | None = None
+    weights: NDArray[np.float64] | None = None
+    expect: Callable[[Numbers, Numbers], None] = _expect_nothing
+    close: Callable[[], None] = field(default=lambda: None)
+
+    def patches(
+        self, numbers: Numbers, codes: Numbers | None, size: int, padding: int
+    ) -> tuple[Image, Image]:
+        """Return inputs (N, C, size, size), and labels without ``padding`` pixels on each side.
+
+        Parameters
+        ----------
+        numbers : (N,) array of int
+            Rows of the index.
+        codes : (N,) array of int in 0..7, or None
+            How they are flipped and rotated; see :func:`minisrcnn.imaging.patches.augment`.
+        """
+        rows = self.index[numbers]
+
+        def cut(images: Sequence[NDArray[Any]], size: int, offset: int) -> NDArray[Any]:
+            patches = gather(images, rows, size, offset=offset).reshape(len(rows), -1, size, size)
+            if codes is None:
+                return patches
+            turned = augment(patches.reshape(-1, size, size), np.repeat(codes, patches.shape[1]))
+            return turned.reshape(patches.shape)
+
+        return cut(self.inputs, size, 0), to_unit(cut(self.labels, size - 2 * padding, padding))
+
+
+class Planes(Protocol):
+    """Pictures and copies of them, luma or RGB: in memory, or in a :class:`PackedSet`."""
+
+    shapes: NDArray[np.int64]
+
+    def plane(self, number: int) -> Plane:
+        """Return a plane, (H, W) or (3, H, W)."""
+
+    def digest(self, number: int) -> bytes:
+        """Return the SHA-256 of its pixels."""
+
+    def check(self, number: int) -> None:
+        """Raise MinisrcnnError if it is damaged."""
+
+    def release(self) -> None:
+        """Free what can be had again."""
+
+
+class LoadedPlanes:
+    """Planes in memory."""
+
+    def __init__(self, planes: Sequence[Plane]) -> None:
+        self._planes = planes
+        self.shapes = np.array([plane.shape[-2:] for plane in planes], np.int64).reshape(-1, 2)
+
+    def plane(self, number: int) -> Plane:
+        """Return a plane, (H, W) or (3, H, W)."""
+        return self._planes[number]
+
+    def digest(self, number: int) -> bytes:
+        """Return the SHA-256 of its pixels."""
+        return hashlib.sha256(np.ascontiguousarray(self._planes[number])).digest()
+
+    def check(self, number: int) -> None:
+        """Do nothing: it is not damaged."""
+
+    def release(self) -> None:
+        """Do nothing: it could not be had again."""
+
+
+class _Labels(Sequence[Plane]):
+    """Some of the planes, cropped to multiples of the scale: views."""
+
+    def __init__(self, source: Planes, numbers: Numbers, shapes: NDArray[np.int64]) -> None:
+        self._source, self._numbers, self._shapes = source, numbers.tolist(), shapes.tolist()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        H, W = self._shapes[number]
+        return self._source.plane(self._numbers[number])[..., :H, :W]
 
 
 @dataclass(frozen=True)
@@ -103,10 +207,13 @@ class Validation:
         return sum(map(float, scores[:, 0])) / len(scores)
 
 
-def load_data(plan: Plan, say: Say) -> tuple[Data, Validation, Plan]:
-    """Load and prepare what is trained on and what is scored.
+def load_data(
+    plan: Plan, say: Say, memory: int = MEMORY
+) -> tuple[Data, Validation, Plan]:
+    """Load what is trained on and what is scored.
 
-    Returns the plan too: its batch is no larger than the number of patches.
+    Returns the plan too: its batch is no larger than the number of patches. Of the degraded
+    pictures ``memory`` bytes are kept.
 
     Raises
     ------
@@ -122,41 +229,115 @@ def load_data(plan: Plan, say: Say) -> tuple[Data, Validation, Plan]:
         raise MinisrcnnError(f"--arch {plan.arch}: training wants odd kernels that leave some of "
                              f"a patch of {size}x{size}")
     train_set, scored = _sets(plan, say)
-    pairs = _prepared(train_set, plan, say, plan.recipe.rescaled)
-    inputs, labels = [x for x, _ in pairs], [t for _, t in pairs]
-    index = patch_index([x if x.ndim == 2 else x[0] for x in inputs], size, plan.recipe.stride)
-    if not len(index):
-        raise MinisrcnnError(f"{train_set.name}: no picture has {size}x{size} pixels, the size "
+    source, numbers = (
+        _packed_planes(train_set, plan, say) if isinstance(train_set, PackedSet)
+        else _loaded_planes(train_set, plan, say))
+    data = _data(train_set.name, source, numbers, plan, memory)
+    patches = len(data.index)
+    if not patches:
+        raise MinisrcnnError(f"{data.name}: no picture has {size}x{size} pixels, the size "
                              "of a patch")
-    if len(index) < plan.recipe.batch:
-        say(f"Only {len(index)} patches: steps take that many, not {plan.recipe.batch}.")
-        plan = replace(plan, recipe=replace(plan.recipe, batch=len(index)))
-    checksum = 0
-    for label in labels:
-        checksum = zlib.crc32(np.ascontiguousarray(label), checksum)
-    data = Data(train_set.name, inputs, labels, index, checksum,
-                _chances(inputs, labels, index, plan))
+    if patches < plan.recipe.batch:
+        say(f"Only {patches} patches: steps take that many, not {plan.recipe.batch}.")
+        plan = replace(plan, recipe=replace(plan.recipe, batch=patches))
+    shuffled = 4 * plan.channels * min(int(data.index.shapes.prod(axis=1).sum()), WINDOW)
+    if memory < shuffled:
+        say(f"Warning: --memory is {memory / 1e6:,.0f} MB, want {shuffled / 1e6:,.0f} MB for the "
+            "pictures that are shuffled together: they are degraded again and again, which is "
+            "slow.")
+    if plan.recipe.balance:
+        if data.index.shapes.prod(axis=1).sum() > WINDOW:
+            say(f"Degrading {len(data.labels):,} pictures and copies once, to see how well bicubic "
+                f"does on each (recipe {plan.recipe.name} has balance).")
+        data = replace(data, weights=_weights(data, plan, source.release))
     return data, load_validation(scored, plan, say), plan
 
 
-def _chances(
-    inputs: Sequence[Image], labels: Sequence[Image], index: NDArray[np.intp], plan: Plan
-) -> NDArray[np.float64] | None:
-    """Return the probability of each patch; see :attr:`.Recipe.balance`."""
-    if not plan.recipe.balance:
-        return None
-    errors = np.array([10 ** (-psnr(x, t, plan.scale) / 10)
-                       for x, t in zip(inputs, labels, strict=True)])
+def _weights(data: Data, plan: Plan, release: Callable[[], None]) -> NDArray[np.float64]:
+    """Return how often patches of each picture are drawn; see :attr:`.Recipe.balance`."""
+    errors = np.full(len(data.labels), np.nan)
+    for i, label in enumerate(data.labels):
+        if min(label.shape[-2:]) > 2 * plan.scale:  # else there is nothing left within the border
+            errors[i] = 10 ** (-psnr(data.inputs[i], label, plan.scale) / 10)
+        if i % 256 == 255:
+            release()
     # A picture of a single colour has none: nothing is left to learn from it.
-    errors = np.maximum(errors, np.median(errors) / _MOST_OFTEN)
-    chances = errors[index[:, 0]] ** -plan.recipe.balance
-    return chances / chances.sum()
+    errors = np.maximum(errors, np.nanmedian(errors) / _MOST_OFTEN)
+    return np.nan_to_num(errors ** -plan.recipe.balance)
 
 
-def _sets(plan: Plan, say: Say) -> tuple[Dataset, Dataset]:
+def _data(name: str, source: Planes, numbers: Numbers, plan: Plan, memory: int) -> Data:
+    """Return what is trained on, from these of the planes."""
+    scale, degradation = plan.scale, plan.recipe.degradation
+    shapes = source.shapes[numbers]
+    digest = hashlib.sha256(shapes.astype("<i8").tobytes())
+    for number in numbers.tolist():
+        digest.update(source.digest(number))
+    shapes = shapes // scale * scale
+    labels = _Labels(source, numbers, shapes)
+
+    def make(number: int) -> Image:
+        source.check(int(numbers[number]))
+        return degrade(to_unit(labels[number]), scale, degradation)
+
+    inputs = KeptImages(make, 4 * plan.channels * shapes.prod(axis=1), memory)
+
+    def expect(now: Numbers, soon: Numbers) -> None:
+        source.release()
+        inputs.expect(now, soon)
+
+    index = PatchIndex(shapes, plan.recipe.input_size, plan.recipe.stride)
+    return Data(name, inputs, labels, index, int.from_bytes(digest.digest()[:4], "big"),
+                expect=expect, close=inputs.close)
+
+
+def _loaded_planes(dataset: Dataset, plan: Plan, say: Say) -> tuple[Planes, Numbers]:
+    """Read pictures; each is followed by the rescaled copies of it that are large enough."""
+    convert = rgb_planes if plan.channels == 3 else luma_of(plan.recipe.degradation)
+    loaded = LoadedPlanes([
+        plane for image in _images(dataset, plan, say, 2 * plan.scale)
+        for _, plane in planes(image, plan.recipe.rescaled, 2 * plan.scale, convert)])
+    return loaded, np.arange(len(loaded.shapes))
+
+
+def _packed_planes(packed: PackedSet, plan: Plan, say: Say) -> tuple[Planes, Numbers]:
+    """Choose the same planes from a packed set, in the same order."""
+    recipe = plan.recipe
+    if plan.channels == 3:
+        raise MinisrcnnError(f"{packed.path}: holds luma, and --rgb wants colours: train on the "
+                             "folder of the pictures")
+    if recipe.degradation == "zoom":
+        raise MinisrcnnError(f"{packed.path}: holds the luma of MATLAB, and degradation zoom wants "
+                             "that of Pillow: train on the folder of the pictures")
+    lacking = [f"{factor:g}" for factor in recipe.rescaled if factor not in packed.factors]
+    if lacking:
+        raise MinisrcnnError(f"{packed.path}: has no copies at {', '.join(lacking)} of the "
+                             f"pictures' size, which recipe {recipe.name} trains on: pack it with "
+                             "--copies, or use --recipe adam")
+    place = np.full(len(packed.factors) + 1, -1)
+    place[0] = 0
+    for i, factor in enumerate(recipe.rescaled, 1):
+        place[1 + packed.factors.index(factor)] = i
+    large = packed.shapes.min(axis=1) >= 2 * plan.scale
+    small = np.flatnonzero(~large & (packed.size == 0))
+    if len(small):
+        more = f" and {len(small) - 1:,} more" if len(small) > 1 else ""
+        say(f"Skipped: {packed.names[packed.picture[small[0]]]}{more}: too small for scale "
+            f"{plan.scale}")
+    # A picture that is too small is skipped with its copies: they are smaller still.
+    numbers = np.flatnonzero(large & (place[packed.size] >= 0))
+    if not len(numbers):
+        raise MinisrcnnError(f"{packed.path}: none of its pictures can be used")
+    return packed, numbers[np.lexsort((place[packed.size[numbers]], packed.picture[numbers]))]
+
+
+def _sets(plan: Plan, say: Say) -> tuple[Dataset | PackedSet, Dataset]:
     """Return the pictures to train on and those to score."""
     folder = None
-    if plan.data is not None:
+    train_set: Dataset | PackedSet
+    if plan.data is not None and Path(plan.data).expanduser().is_file():
+        train_set = PackedSet(Path(plan.data).expanduser())
+    elif plan.data is not None:
         (train_set,) = load_datasets([plan.data], ("T91",))
         folder = plan.data if Path(plan.data, "Set5").is_dir() else None
     else:
@@ -170,7 +351,7 @@ def _sets(plan: Plan, say: Say) -> tuple[Dataset, Dataset]:
             train_set = replace(photographs, paths=tuple(
                 p for p in photographs.paths if p.stem not in _HELD_OUT))
     try:
-        if plan.data is None and train_set.registered:
+        if isinstance(train_set, Dataset) and plan.data is None and train_set.registered:
             return train_set, _found_or_fetched("Set5", say)
         return train_set, load_dataset("Set5", data_dir=folder, download=False)
     except MinisrcnnError as error:
@@ -188,38 +369,31 @@ def _found_or_fetched(name: str, say: Say) -> Dataset:
         return load_dataset(name)
 
 
-def _prepared(
-    dataset: Dataset, plan: Plan, say: Say, rescaled: Sequence[float] = ()
-) -> list[tuple[Image, Image]]:
-    """Read and degrade pictures; what cannot be read or is too small is skipped with a warning.
-
-    Each picture is followed by the rescaled copies of it that are large enough.
-    """
-    pairs, ready = [], prepare if plan.channels == 1 else prepare_rgb
+def _images(
+    dataset: Dataset, plan: Plan, say: Say, least: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Read pictures; what cannot be read or has fewer rows or columns is skipped with a warning."""
+    read = 0
     for path in dataset.paths:
         try:
             image = read_image(path)
-            if min(image.shape[:2]) < 2 * plan.scale:
+            if min(image.shape[:2]) < least:
                 raise MinisrcnnError(f"{path}: too small for scale {plan.scale}")
         except MinisrcnnError as error:
             say(f"Skipped: {error}")
             continue
-        image = image[..., :3] if image.ndim == 3 else image
-        pairs.append(ready(image, plan.scale, plan.recipe.degradation))
-        H, W = image.shape[:2]
-        for factor in rescaled:
-            size = round(factor * H), round(factor * W)
-            if min(size) >= 2 * plan.scale:
-                copy = imresize(image, output_size=size)
-                pairs.append(ready(copy, plan.scale, plan.recipe.degradation))
-    if not pairs:
+        read += 1
+        yield image[..., :3] if image.ndim == 3 else image
+    if not read:
         raise MinisrcnnError(f"{dataset.name}: none of its pictures can be used")
-    return pairs
 
 
 def load_validation(dataset: Dataset, plan: Plan, say: Say) -> Validation:
     """Prepare the pictures to score; published figures only where a score compares with them."""
-    pairs = _prepared(dataset, plan, say)
+    ready = prepare if plan.channels == 1 else prepare_rgb
+    # A score leaves out as many pixels as the scale on each side: more than that must be there.
+    pairs = [ready(image, plan.scale, plan.recipe.degradation)
+             for image in _images(dataset, plan, say, 3 * plan.scale)]
     inputs, labels = [x for x, _ in pairs], [t for _, t in pairs]
     bicubic = _mean_psnr(inputs, labels, plan.scale)
     published = PUBLISHED.get((dataset.name, plan.scale))

@@ -13,6 +13,9 @@ from ..checkpoint import RUNS
 from ..errors import MinisrcnnError
 from .recipes import DEFAULT, Recipe, get_recipe
 
+#: Bytes of degraded pictures that are kept.
+MEMORY = 2_000_000_000
+
 Say = Callable[[str], None]
 
 
@@ -25,8 +28,8 @@ class TrainSettings:
     Attributes
     ----------
     data : str, optional
-        ``"T91"``, or a folder: of pictures, or one that holds ``T91/``. By default T91, and
-        where it cannot be had, the photographs of scikit-image.
+        ``"T91"``, or a folder: of pictures, or one that holds ``T91/``; or a packed set. By
+        default T91, and where it cannot be had, the photographs of scikit-image.
     scale : int, optional
         3 by default.
     arch : str, optional
@@ -53,6 +56,8 @@ class TrainSettings:
         Stop after so long, saved, as if interrupted but without an error.
     checkpoint_seconds : float
         How often to save.
+    memory : int
+        Bytes of degraded pictures that are kept; the result does not depend on it.
     """
 
     data: str | None = None
@@ -70,6 +75,7 @@ class TrainSettings:
     threads: int | None = None
     max_minutes: float | None = None
     checkpoint_seconds: float = 10.0
+    memory: int = MEMORY
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,11 +10,17 @@ from numpy.typing import NDArray
 
 from ..engine.optim import SGD, Adam, DCTAdam, Muon
 from ..errors import MinisrcnnError
-from ..imaging.patches import augment, gather
+from ..imaging.prepare import to_unit
 from ..srcnn import SRCNN
+from .order import Numbers, Stream, Window
 from .pictures import Data
 from .ranks import Ranks
 from .recipes import Recipe
+from .settings import Say
+
+# Of pictures that stay on a device, which has 8 bytes for each; beyond, it is sent the batches. A
+# rule on the pictures alone: the two steppers differ in the last digits.
+_MOST_ON_DEVICE = 1 << 28
 
 _ADAMS = {"adam": Adam, "dct-adam": DCTAdam, "muon": Muon}
 
@@ -22,8 +28,8 @@ _ADAMS = {"adam": Adam, "dct-adam": DCTAdam, "muon": Muon}
 class Stepper(Protocol):
     """Makes training steps; the loop sees no more of a backend than this."""
 
-    def begin_epoch(self, order: NDArray[np.intp], codes: NDArray[np.intp]) -> None:
-        """Take these rows of the patch index, batch by batch, rotated or flipped by ``codes``."""
+    def begin_epoch(self, windows: Iterator[Window]) -> None:
+        """Take the patches of these windows, batch by batch."""
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
         """Use these learning rates, one for each layer, from the next step on."""
@@ -70,7 +76,6 @@ class HostStepper:
     def __init__(self, net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks) -> None:
         self.net, self.data, self.recipe, self.ranks = net, data, recipe, ranks
         self.padding = net.shrinkage // 2
-        self._inputs, self._labels = _channels(data.inputs), _channels(data.labels)
         rate = recipe.lr
         self.optimizer: SGD | Adam
         if recipe.optimizer in _ADAMS:
@@ -80,9 +85,9 @@ class HostStepper:
                                  backend=net.backend)
         self._losses: list[Any] = []
 
-    def begin_epoch(self, order: NDArray[np.intp], codes: NDArray[np.intp]) -> None:
+    def begin_epoch(self, windows: Iterator[Window]) -> None:
         """Take these patches from the next step on."""
-        self.order, self.codes, self.at = order, codes, 0
+        self.stream = Stream(windows, self.data.expect)
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
         """Use these learning rates."""
@@ -90,41 +95,36 @@ class HostStepper:
 
     def step(self) -> None:
         """Make one step."""
-        batch = slice(self.at, self.at + self.recipe.batch)
-        self.at = batch.stop
-        loss, grads = (self._loss_and_gradients(batch) if self.ranks.size == 1
-                       else self._shared_loss_and_gradients(batch))
+        numbers, codes = self.stream.take(self.recipe.batch)
+        loss, grads = (self._loss_and_gradients(numbers, codes) if self.ranks.size == 1
+                       else self._shared_loss_and_gradients(numbers, codes))
         self._losses.append(loss)
         self.optimizer.step(grads)
 
-    def _patches(self, batch: slice) -> tuple[Any, Any]:
+    def _patches(self, numbers: Numbers, codes: Numbers) -> tuple[Any, Any]:
         """Return inputs and targets, on the backend."""
-        rows, codes = self.data.index[self.order[batch]], self.codes[batch]
-        size = self.recipe.input_size
-
-        def cut(images: Sequence[NDArray[Any]], size: int, offset: int) -> Any:
-            patches = gather(images, rows, size, offset=offset)
-            return augment(patches, codes) if self.recipe.augment else patches
-
-        x = [cut(images, size, 0) for images in self._inputs]
-        t = [cut(images, size - 2 * self.padding, self.padding) for images in self._labels]
+        x, t = self.data.patches(numbers, codes if self.recipe.augment else None,
+                                 self.recipe.input_size, self.padding)
         asarray, dtype = self.net.backend.asarray, self.net.dtype
-        return asarray(np.stack(x, axis=1), dtype), asarray(np.stack(t, axis=1), dtype)
+        return asarray(x, dtype), asarray(t, dtype)
 
-    def _loss_and_gradients(self, batch: slice) -> tuple[Any, dict[str, Any]]:
-        return self.net.loss_and_gradients(*self._patches(batch))
+    def _loss_and_gradients(
+        self, numbers: Numbers, codes: Numbers
+    ) -> tuple[Any, dict[str, Any]]:
+        return self.net.loss_and_gradients(*self._patches(numbers, codes))
 
-    def _shared_loss_and_gradients(self, batch: slice) -> tuple[Any, dict[str, Any]]:
+    def _shared_loss_and_gradients(
+        self, numbers: Numbers, codes: Numbers
+    ) -> tuple[Any, dict[str, Any]]:
         """Compute this rank's chunks of a batch, and add up those of all: the same bits."""
         backend, params = self.net.backend, self.net.parameters
-        N = len(self.order[batch])
+        N = len(numbers)
         size = backend.chunk_size(N)
         chunks = -(-N // size)
         first, last = self.ranks.share(chunks)
         # A rank without a chunk computes one for nothing, so that it knows the layout.
-        some = slice(batch.start + first * size,
-                     batch.start + min(max(last, first + 1) * size, N))
-        x, t = self._patches(some)
+        some = slice(first * size, min(max(last, first + 1) * size, N))
+        x, t = self._patches(numbers[some], codes[some])
         elements = t.size // len(t) * N
         partial, losses = backend.chain_partials(params, x, t, size, elements)
         partial, losses = backend.to_numpy(partial)[:last - first], losses[:last - first]
@@ -159,22 +159,42 @@ class HostStepper:
         """Do nothing: the optimizer works on the network's own arrays."""
 
 
+class _Made(Sequence[Any]):
+    """A sequence whose items are made when they are asked for."""
+
+    def __init__(self, make: Callable[[int], Any], length: int) -> None:
+        self._make, self._length = make, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < self._length:
+            raise IndexError(number)
+        return self._make(number)
+
+
 class DeviceStepper:
     """Steps of a backend's ``DeviceTrainer``: pictures, patches and loss stay on the device."""
 
     def __init__(self, net: SRCNN, data: Data, recipe: Recipe) -> None:
         self.net, self.recipe = net, recipe
         self.trainer = net.backend.DeviceTrainer(
-            net.parameters, [x.reshape(-1, *x.shape[-2:]) for x in data.inputs],
-            [t.reshape(-1, *t.shape[-2:]) for t in data.labels],
-            data.index, batch_size=recipe.batch, patch_size=recipe.input_size, lr=recipe.lr,
+            net.parameters,
+            _Made(lambda i: _channels_first(data.inputs[i]), len(data.inputs)),
+            _Made(lambda i: _channels_first(to_unit(data.labels[i])), len(data.labels)),
+            data.index[:],
+            batch_size=recipe.batch, patch_size=recipe.input_size, lr=recipe.lr,
             optimizer=recipe.optimizer,
             momentum=recipe.momentum if recipe.optimizer == "sgd" else None,
         )
         self._read = 0
 
-    def begin_epoch(self, order: NDArray[np.intp], codes: NDArray[np.intp]) -> None:
+    def begin_epoch(self, windows: Iterator[Window]) -> None:
         """Take these patches from the next step on."""
+        parts = list(windows)
+        order = np.concatenate([window.numbers for window in parts])
+        codes = np.concatenate([window.codes for window in parts])
         # The order comes round again when it is through: what this epoch has had already may
         # stand at its end.
         gap = self.trainer.batches * self.recipe.batch - len(order)
@@ -216,13 +236,14 @@ class DeviceStepper:
             net.parameters[name][...] = value
 
 
-def _channels(images: Sequence[NDArray[Any]]) -> list[list[NDArray[Any]]]:
-    """Return the pictures of each channel, from pictures (H, W) or (C, H, W)."""
-    return [list(planes) for planes in zip(*(x.reshape(-1, *x.shape[-2:]) for x in images),
-                                           strict=True)]
+def _channels_first(image: NDArray[Any]) -> NDArray[Any]:
+    """Return (C, H, W) for (H, W) or (C, H, W)."""
+    return image.reshape(-1, *image.shape[-2:])
 
 
-def new_stepper(net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks) -> Stepper:
+def new_stepper(
+    net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks, say: Say | None = None
+) -> Stepper:
     """Return the stepper for a network's backend.
 
     Raises
@@ -234,5 +255,10 @@ def new_stepper(net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks) -> Stepper
         raise MinisrcnnError(f"backend is {net.backend.NAME}, want numba or cupy for {ranks.size} "
                              "ranks of MPI")
     if ranks.size == 1 and hasattr(net.backend, "DeviceTrainer"):
-        return DeviceStepper(net, data, recipe)
+        pixels = net.channels * int(data.index.shapes.prod(axis=1).sum())
+        if pixels <= _MOST_ON_DEVICE:
+            return DeviceStepper(net, data, recipe)
+        if say is not None:
+            say(f"The pictures have {pixels / 1e6:,.0f} million pixels, and up to "
+                f"{_MOST_ON_DEVICE / 1e6:,.0f} million stay on the device: it is sent the batches.")
     return HostStepper(net, data, recipe, ranks)

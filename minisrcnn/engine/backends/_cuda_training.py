@@ -56,7 +56,8 @@ class DeviceTrainer:
         They are copied, not changed.
     inputs, labels : sequences of (C, H, W) and (F, H', W') NumPy arrays
         Images of any sizes, one label for each input: of the size of the input, or smaller by up
-        to what the chain takes away, and centred on it.
+        to what the chain takes away, and centred on it. Each is asked for twice, so that a
+        sequence can make them one by one.
     table : (P, 3) array of int
         Where patches may be cut: image, y, x of the top left corner in the input.
     batch_size : int
@@ -144,8 +145,8 @@ class DeviceTrainer:
         self.stream = xp.cuda.Stream()
         self._follow_caller()
         with self.stream:
-            self._inputs = xp.asarray(_flatten(inputs, dtype))
-            self._labels = xp.asarray(_flatten(labels, dtype))
+            self._inputs = self._upload(inputs, dtype, geometry[:, :3])
+            self._labels = self._upload(labels, dtype, geometry[:, 3:])
             self._geometry = xp.asarray(geometry)
             self._table = xp.asarray(np.ascontiguousarray(table, np.int32))
             self._order = xp.zeros((self.batches * self.batch_size, 2), np.int32)
@@ -377,6 +378,13 @@ class DeviceTrainer:
                              f"{self.patch_size}x{self.patch_size} that leaves its image of "
                              f"{H[row]}x{W[row]} pixels")
 
-
-def _flatten(images: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    return np.concatenate([np.asarray(image, dtype).ravel() for image in images])
+    def _upload(
+        self, images: Sequence[NDArray[Any]], dtype: Any, geometry: NDArray[np.int64]
+    ) -> Array:
+        """Lay images one after another on the device; one at a time is held on the host."""
+        last = len(images) - 1
+        flat = self.backend.xp.empty(int(geometry[last, 0]) + images[last].size, dtype)
+        for start, image in zip(geometry[:, 0].tolist(), images, strict=True):
+            flat[start:start + image.size] = self.backend.xp.asarray(
+                np.ascontiguousarray(image, dtype).ravel())
+        return flat
