@@ -57,7 +57,9 @@ def find_mpiexec() -> str | None:
     """Return the mpiexec of this Python's environment, else of mpi4py's, else the path's."""
     import mpi4py
 
-    beside = [Path(sys.executable).parent, Path(mpi4py.__file__).resolve().parents[4] / "bin"]
+    # .../lib/pythonX.Y/site-packages/mpi4py/__init__.py, if it is in an environment.
+    above = Path(mpi4py.__file__).resolve().parents
+    beside = [Path(sys.executable).parent, *(folder / "bin" for folder in above[4:5])]
     return shutil.which("mpiexec", path=os.pathsep.join(map(str, beside))) or shutil.which(
         "mpiexec")
 

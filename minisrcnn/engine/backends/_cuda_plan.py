@@ -19,7 +19,7 @@ _COMFORTABLE = 32 * 1024   # more than this, and too few blocks fit on a multipr
 _SPLIT = 4                 # threads that share a sum over the input channels, at most
 _SEGMENT = 32              # SEGMENT in conv_v5_split.cu
 _MOST_PARTS = 1024         # blocks that share the sum of a weight gradient ...
-_MOST_PARTIALS = 1 << 21   # ... and numbers that they may leave for the final sum
+_MOST_PARTIALS = 2_700_000  # ... and numbers that they may leave for the final sum
 
 
 @dataclass(frozen=True)
