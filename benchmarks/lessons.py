@@ -166,13 +166,19 @@ def table(report: dict[str, Any]) -> str:
 def foot(report: dict[str, Any], name: str) -> str:
     """Return the figures of one lesson as a comment."""
     one, most = report["threads"][0], report["threads"][-1]
-    lines = [f"# MEASURED, GFLOP/s, one thread / {most} threads (python -m benchmarks.lessons):",
-             "#"]
-    for job in report["mflop"]:
-        both = [rate(report, name, threads, [job]) for threads in (one, most)]
-        if both[0] is not None:
-            lines.append(f"#   {job + ':':32}{number(both[0]):>5} / {number(both[1]):>4}")
-    return "\n".join(lines)
+
+    def both(job: str) -> str:
+        found = [rate(report, name, threads, [job]) for threads in (one, most)]
+        return "" if found[0] is None else f"{number(found[0])} / {number(found[1])}"
+
+    lines = [f"MEASURED, GFLOP/s, one thread / {most} threads (python -m benchmarks.lessons):", ""]
+    if both(STEP_NAME):
+        lines += [f"  {STEP_NAME}: {both(STEP_NAME)}"]
+    else:
+        lines += [" " * 16 + "".join(f"{operation:>17}" for operation in OPERATIONS)]
+        lines += [f"  {layer:14}" + "".join(f"{both(f'{layer}, {operation}'):>17}"
+                                            for operation in OPERATIONS) for layer in LAYERS]
+    return "\n".join(f"# {line}".rstrip() for line in lines)
 
 
 def write(report: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from .arguments import check_integer
 from .checkpoint import MAX_KERNEL, MAX_LAYERS, ModelFile, load_model, save_model
 from .engine.backends import get_backend
+from .engine.backends.checks import check_writable
 from .engine.layers import Chain, Conv2d, Init, Layer, ReLU
 
 Array = Any
@@ -273,8 +274,10 @@ class SRCNN:
         Raises
         ------
         ValueError
-            If a name or a shape differs or a number is not finite; then nothing is changed.
+            If a name or a shape differs, a number is not finite, or a parameter of the network is
+            read-only; then nothing is changed.
         """
+        check_writable(**self.parameters)
         if set(parameters) != set(self.parameters):
             raise ValueError(f"parameters has the keys {sorted(parameters)}, "
                              f"want {sorted(self.parameters)}")

@@ -28,16 +28,29 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, lambda number, frame: None)
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=[pytest.mark.gpu] if name == "cupy" else [])
-            for name in BACKENDS]
-)
-def backend(request):
-    """Every backend in turn; those that this machine cannot run are skipped with the reason."""
-    reason = unavailable_reason(request.param)
+def or_skip(name):
+    """Give a backend; skip, with the reason, where this machine cannot run it."""
+    reason = unavailable_reason(name)
     if reason is not None:
-        pytest.skip(f"backend {request.param}: {reason}")
-    return get_backend(request.param)
+        pytest.skip(f"backend {name}: {reason}")
+    return get_backend(name)
+
+
+def marked(names):
+    return [pytest.param(name, marks=[pytest.mark.gpu] if name == "cupy" else [])
+            for name in names]
+
+
+@pytest.fixture(params=marked(BACKENDS))
+def backend(request):
+    """Every backend in turn."""
+    return or_skip(request.param)
+
+
+@pytest.fixture(scope="module", params=marked(["cupy-emulated", "cupy"]))
+def device(request):
+    """Both backends of the CUDA sources in turn."""
+    return or_skip(request.param)
 
 
 @pytest.fixture(scope="session")

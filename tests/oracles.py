@@ -1,8 +1,15 @@
-"""What convolutions are checked against: SciPy's, in float64; and the arrays to check with."""
+"""What convolutions and networks are checked against, and the arrays to check with.
+
+Convolutions by SciPy, in float64, for comparing; by NumPy's sliding windows, in the dtype of their
+arguments and quickly, for the gradient checker, which calls them thousands of times. Networks by
+PyTorch's autograd.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import convolve, correlate
 
 # N, C, H, W, F, KH, KW: the layers of SRCNN, one-pixel outputs, odd everything.
@@ -25,7 +32,7 @@ SHAPES = [
 ]
 
 
-def draw(shape, dtype, seed=0):
+def draw(shape, dtype="float64", seed=0):
     """Return x, w, b and dy for a shape (N, C, H, W, F, KH, KW)."""
     N, C, H, W, F, KH, KW = shape
     rng = np.random.default_rng(seed)
@@ -61,3 +68,48 @@ def conv2d_backward_weight(x, dy):
 def all_three(x, w, b, dy):
     """y, dx and dw."""
     return conv2d_forward(x, w, b), conv2d_backward_input(dy, w), conv2d_backward_weight(x, dy)
+
+
+def windows_forward(x, w, b):
+    """y by sliding windows."""
+    windows = sliding_window_view(x, w.shape[2:], axis=(2, 3))
+    return np.einsum("ncijuv,fcuv->nfij", windows, w) + b[:, None, None]
+
+
+def windows_backward_input(dy, w):
+    """dx by sliding windows over dy within zeros."""
+    KH, KW = w.shape[2:]
+    dy = np.pad(dy, ((0, 0), (0, 0), (KH - 1, KH - 1), (KW - 1, KW - 1)))
+    windows = sliding_window_view(dy, (KH, KW), axis=(2, 3))
+    return np.einsum("nfijuv,fcuv->ncij", windows, w[:, :, ::-1, ::-1])
+
+
+def windows_backward_weight(x, dy):
+    """dw by sliding windows as large as dy."""
+    windows = sliding_window_view(x, dy.shape[2:], axis=(2, 3))
+    return np.einsum("ncuvij,nfij->fcuv", windows, dy)
+
+
+def backward_bias(dy):
+    """db: the sum over images and pixels."""
+    return dy.sum(axis=(0, 2, 3))
+
+
+def torch_network(leaves, x):
+    """y of convolutions with a ReLU between them; ``leaves``: weights and biases in order."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
+    values = list(leaves.values())
+    for i in range(0, len(values), 2):
+        x = torch.nn.functional.conv2d(torch.relu(x) if i else x, values[i], values[i + 1])
+    return x
+
+
+def torch_gradients(params, x, t):
+    """Mean squared error and its gradients by name; NumPy arrays of any dtype, all in float64."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
+    x, t = (torch.tensor(np.asarray(a, np.float64)) for a in (x, t))
+    leaves = {name: torch.tensor(np.asarray(value, np.float64), requires_grad=True)
+              for name, value in params.items()}
+    loss = torch.nn.functional.mse_loss(torch_network(leaves, x), t)
+    loss.backward()
+    return loss.item(), {name: leaf.grad.numpy() for name, leaf in leaves.items()}

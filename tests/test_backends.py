@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 
 import numpy as np
+import oracles
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.signal import correlate
 
 from minisrcnn import BackendUnavailableError
 from minisrcnn.engine.backends import (
@@ -36,16 +36,6 @@ SHAPES = [
 TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 
 
-def draw(shape, seed=0):
-    N, C, H, W, F, KH, KW = shape
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(N, C, H, W))
-    w = rng.normal(size=(F, C, KH, KW))
-    b = rng.normal(size=F)
-    dy = rng.normal(size=(N, F, H - KH + 1, W - KW + 1))
-    return x, w, b, dy
-
-
 def close(got, want, dtype):
     scale = max(np.abs(want).max(), 1e-300)
     assert got.shape == want.shape
@@ -56,30 +46,20 @@ def on(backend, dtype, *arrays):
     return [backend.asarray(a, dtype) for a in arrays]
 
 
-def scipy_conv(x, w, b):
-    N, _, H, W = x.shape
-    F, _, KH, KW = w.shape
-    y = np.empty((N, F, H - KH + 1, W - KW + 1))
-    for n in range(N):
-        for f in range(F):
-            y[n, f] = correlate(x[n], w[f], mode="valid", method="direct")[0] + b[f]
-    return y
-
-
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_is_scipys_correlation(backend, shape, dtype):
-    x, w, b, _ = draw(shape)
+    x, w, b, _ = oracles.draw(shape)
     y = backend.conv2d_forward(*on(backend, dtype, x, w, b))
     assert str(y.dtype) == dtype
-    close(backend.to_numpy(y), scipy_conv(x, w, b), dtype)
+    close(backend.to_numpy(y), oracles.conv2d_forward(x, w, b), dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_convolution_and_gradients_are_pytorchs(backend, shape, dtype):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
-    x, w, b, dy = draw(shape, seed=1)
+    x, w, b, dy = oracles.draw(shape, seed=1)
     leaves = [torch.tensor(a, requires_grad=True) for a in (x, w, b)]
     y = torch.nn.functional.conv2d(*leaves)
     y.backward(torch.tensor(dy))
@@ -107,11 +87,11 @@ def test_any_shape(backend, N, C, F, KH, KW, OH, OW, seed):
     """Forward is SciPy's, and the two gradients are its adjoints: <y, dy> = <x, dx> = <w, dw>."""
     if backend.NAME == "cupy-emulated":  # every new layer is a run of the C++ compiler
         C, F, KH, KW = [(1, 3, 3, 2), (4, 1, 1, 1), (3, 2, 2, 4)][seed % 3]
-    x, w, b, dy = draw((N, C, OH + KH - 1, OW + KW - 1, F, KH, KW), seed)
+    x, w, b, dy = oracles.draw((N, C, OH + KH - 1, OW + KW - 1, F, KH, KW), seed=seed)
     X, WEIGHT, DY = on(backend, "float64", x, w, dy)
     zero = backend.asarray(np.zeros(F), "float64")
     y = backend.to_numpy(backend.conv2d_forward(X, WEIGHT, zero))
-    close(y, scipy_conv(x, w, 0 * b), "float64")
+    close(y, oracles.conv2d_forward(x, w, 0 * b), "float64")
     dx = backend.to_numpy(backend.conv2d_backward_input(DY, WEIGHT))
     dw = backend.to_numpy(backend.conv2d_backward_weight(X, DY))
     size = np.abs(dy).sum() * np.abs(w).max() * np.abs(x).max() * C * KH * KW
@@ -184,7 +164,7 @@ def test_sgd_and_adam_are_pytorchs(backend):
 
 
 def test_arguments_are_not_changed_and_results_are_new(backend):
-    x, w, b, dy = on(backend, "float64", *draw(SHAPES[0]))
+    x, w, b, dy = on(backend, "float64", *oracles.draw(SHAPES[0]))
     y = backend.conv2d_forward(x, w, b)
     calls = [
         (backend.conv2d_forward, (x, w, b)),

@@ -1,6 +1,6 @@
 """The CUDA kernels one by one, executed by the emulator, or by a GPU with -m gpu.
 
-The oracle is NumPy in float64: sliding windows for the convolutions, the formula for the rest.
+The oracles work in float64: SciPy for the convolutions, the formula in NumPy for the rest.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import types
 from importlib import resources
 
 import numpy as np
+import oracles
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from minisrcnn.engine.backends import get_backend, unavailable_reason
 from minisrcnn.engine.backends._cuda import (
     PATCHES,
     POINTWISE,
@@ -41,37 +41,9 @@ CASES = [("ragged", "float64"), ("ragged", "float32"), ("few-filters", "float64"
          ("many-channels", "float64"), ("many-channels", "float32")]
 
 
-@pytest.fixture(scope="module",
-                params=["cupy-emulated", pytest.param("cupy", marks=pytest.mark.gpu)])
-def device(request):
-    reason = unavailable_reason(request.param)
-    if reason is not None:
-        pytest.skip(f"backend {request.param}: {reason}")
-    return get_backend(request.param)
-
-
 def inner(device):
     """Give the object behind the module's functions."""
     return device.conv2d_forward.__self__
-
-
-def draw(shape, seed=0):
-    N, C, H, W, F, KH, KW = shape
-    rng = np.random.default_rng(seed)
-    return (rng.normal(size=(N, C, H, W)), rng.normal(size=(F, C, KH, KW)), rng.normal(size=F),
-            rng.normal(size=(N, F, H - KH + 1, W - KW + 1)))
-
-
-def oracle(x, w, b, dy):
-    """Give y, dx and dw by sliding windows, in float64."""
-    KH, KW = w.shape[2:]
-    OH, OW = dy.shape[2:]
-    y = np.einsum("ncijuv,fcuv->nfij", sliding_window_view(x, (KH, KW), (2, 3)), w)
-    padded = np.pad(dy, ((0, 0), (0, 0), (KH - 1,) * 2, (KW - 1,) * 2))
-    windows = sliding_window_view(padded, (KH, KW), (2, 3))
-    dx = np.einsum("nfpquv,fcuv->ncpq", windows, w[:, :, ::-1, ::-1])
-    dw = np.einsum("ncuvij,nfij->fcuv", sliding_window_view(x, (OH, OW), (2, 3)), dy)
-    return y + b[:, None, None], dx, dw
 
 
 def error(got, want):
@@ -82,18 +54,18 @@ def error(got, want):
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
 def test_every_version_is_the_convolution_and_its_gradients(device, step, shape, dtype):
     version = next(v for v in versions(inner(device)) if v.name == step)
-    arrays = draw(SHAPES[shape])
+    arrays = oracles.draw(SHAPES[shape])
     rounded = [a.astype(dtype).astype(float) for a in arrays]
     x, w, b, dy = (device.asarray(a, dtype) for a in arrays)
     results = (version.forward(x, w, b), version.backward_input(dy, w),
                version.backward_weight(x, dy))
-    for got, want in zip(results, oracle(*rounded), strict=True):
+    for got, want in zip(results, oracles.all_three(*rounded), strict=True):
         assert str(got.dtype) == dtype
         assert error(device.to_numpy(got), want) < TOLERANCE[dtype]
 
 
 def test_the_same_bits_every_run(device):
-    x, w, b, dy = (device.asarray(a, "float32") for a in draw(SHAPES["ragged"]))
+    x, w, b, dy = (device.asarray(a, "float32") for a in oracles.draw(SHAPES["ragged"]))
     for function, arguments in ((device.conv2d_forward, (x, w, b)),
                                 (device.conv2d_backward_input, (dy, w)),
                                 (device.conv2d_backward_weight, (x, dy)),
@@ -107,7 +79,7 @@ def test_the_same_bits_every_run(device):
 def test_col2im_is_the_transpose_of_im2col(device, atomic):
     """im2col copies; its transpose counts each column element once: a histogram, and an adjoint."""
     N, C, H, W, _, KH, KW = shape = SHAPES["ragged"]
-    x = draw(shape)[0]
+    x = oracles.draw(shape)[0]
     backend = inner(device)
     cols = device.to_numpy(im2col(backend, device.asarray(x, "float64"), KH, KW))
     windows = sliding_window_view(x, (KH, KW), (2, 3)).transpose(0, 1, 4, 5, 2, 3)

@@ -13,6 +13,7 @@ import types
 from types import SimpleNamespace
 
 import numpy as np
+import oracles
 import pytest
 
 from minisrcnn import SRCNN
@@ -22,15 +23,6 @@ from minisrcnn.errors import BackendUnavailableError
 # One small net for most tests: a layer is compiled once.
 ARCH, FILTERS = "5-1-3", (8, 4)
 SHRINKAGE = 6
-
-
-@pytest.fixture(scope="module",
-                params=["cupy-emulated", pytest.param("cupy", marks=pytest.mark.gpu)])
-def device(request):
-    reason = unavailable_reason(request.param)
-    if reason is not None:
-        pytest.skip(f"backend {request.param}: {reason}")
-    return get_backend(request.param)
 
 
 def network(device, dtype, arch=ARCH, filters=FILTERS, channels=1):
@@ -51,20 +43,9 @@ def batch(device, dtype, N=3, channels=1, size=(17, 15), shrinkage=SHRINKAGE, se
 
 
 def oracle(net, x, t):
-    """Give the loss and the gradients by PyTorch, in float64."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
     to_numpy = net.backend.to_numpy
-    leaves = {k: torch.tensor(to_numpy(v).astype(float), requires_grad=True)
-              for k, v in net.parameters.items()}
-    y = torch.tensor(to_numpy(x).astype(float))
-    layers = len(leaves) // 2
-    for layer in range(1, layers + 1):
-        w, b = leaves[f"conv{layer}.weight"], leaves[f"conv{layer}.bias"]
-        y = torch.nn.functional.conv2d(y, w, b)
-        y = torch.relu(y) if layer < layers else y
-    loss = torch.mean((y - torch.tensor(to_numpy(t).astype(float))) ** 2)
-    loss.backward()
-    return loss.item(), {k: v.grad.numpy() for k, v in leaves.items()}
+    params = {name: to_numpy(value) for name, value in net.parameters.items()}
+    return oracles.torch_gradients(params, to_numpy(x), to_numpy(t))
 
 
 def worst(to_numpy, grads, want):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import oracles
 import pytest
 from mutants import (
     CONV,
@@ -32,6 +33,14 @@ MODES = ("full", "projection", "complex", "adjoint")
 
 def complex_relu(x):
     return np.where(np.real(x) > 0, x, 0)
+
+
+@pytest.mark.parametrize("shape", oracles.SHAPES[3:7])
+def test_the_small_engine_is_scipys(shape):
+    x, w, b, dy = oracles.draw(shape)
+    ours = conv(x, w, b), conv_dx(dy, w), conv_dw(x, dy)
+    for got, want in zip(ours, oracles.all_three(x, w, b, dy), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-12)
 
 
 def test_the_zoo_is_large_enough():

@@ -99,6 +99,26 @@ def test_mistakes(make, error, message):
         make(net().parameters)
 
 
+@pytest.mark.parametrize("kind", [SGD, Adam, DCTAdam, Muon])
+@pytest.mark.parametrize("name", ["conv2.weight", "conv3.bias"])
+def test_a_read_only_parameter_is_refused_before_anything_changes(backend, kind, name):
+    model = SRCNN("3-1-3", (3, 2), backend=backend, init="he")
+    try:
+        model.parameters[name].flags.writeable = False
+    except AttributeError:
+        pytest.skip(f"arrays of {backend.NAME} cannot be made read-only")
+    optimizer = kind(model.parameters, lr=0.1, backend=backend)
+    before = {key: backend.to_numpy(value).copy() for key, value in model.parameters.items()}
+    with pytest.raises(ValueError, match=f"^{name} is read-only, want an array that can be "
+                                         "changed in place$"):
+        optimizer.step(model.parameters)
+    with pytest.raises(ValueError, match=f"^{name} is read-only, want an array"):
+        model.load_parameters({key: value + 1 for key, value in before.items()})
+    for key, value in before.items():
+        np.testing.assert_array_equal(backend.to_numpy(model.parameters[key]), value)
+    assert getattr(optimizer, "steps", 0) == 0
+
+
 def test_cosine_transform_is_scipys():
     from scipy.fft import dctn, idctn
 

@@ -10,6 +10,9 @@ and a result that is summed in a variable stays in its register until it is stor
         total = fma(broadcast(a[k]), load(b, k * lanes(b.itemsize)), total)
     store(y, 0, total)
 
+``load_rows``, ``store_rows`` and ``fma_rows`` do so with several at once, and :func:`tile` is the
+register tile that the lessons from the seventh on build on.
+
 :class:`Emit` is the same one floor below: the LLVM instructions themselves, for the tiles in
 ``production`` whose shape is a parameter.
 """
@@ -23,7 +26,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_jitable, register_model
 
-from .jit import SIMD
+from .jit import SIMD, inner
 
 BITS = {"avx512": 512, "avx2": 256, "neon": 128, "sse": 128, "plain": 128}[SIMD]
 FMA = SIMD in ("avx512", "avx2", "neon")  # multiply and add in one instruction, rounded once
@@ -33,6 +36,12 @@ FMA = SIMD in ("avx512", "avx2", "neon")  # multiply and add in one instruction,
 def lanes(itemsize: int) -> int:
     """Return how many numbers of that size, in bytes, one vector holds; for compiled code too."""
     return BITS // (8 * itemsize)
+
+
+@register_jitable
+def whole(count: int, itemsize: int) -> int:
+    """Return a count of numbers of that size rounded up to whole pairs of vectors."""
+    return -(-count // (2 * lanes(itemsize))) * 2 * lanes(itemsize)
 
 
 class Emit:
@@ -73,6 +82,10 @@ class Emit:
     def zero(self) -> Any:
         """Return a vector of zeros."""
         return ir.Constant(self.vector, [0.0] * self.V)
+
+    def constant(self, number: float) -> Any:
+        """Return a vector with one constant in all lanes."""
+        return ir.Constant(self.vector, [number] * self.V)
 
     def broadcast(self, number: Any) -> Any:
         """Return a vector with one number in all lanes."""
@@ -211,3 +224,101 @@ def total(typingctx: Any, x: Any) -> Any:
         return Emit(context, builder, x.dtype).sum_lanes(args[0])
 
     return x.dtype(x), codegen
+
+
+# Several vectors at once, as a tuple: the rows of a tile that stays in registers.
+
+@intrinsic(prefer_literal=True)
+def load_rows(typingctx: Any, a: Any, i: Any, step: Any, count: Any, width: Any) -> Any:
+    """Return ``count`` rows, ``step`` numbers apart, of ``width`` vectors each: all in a tuple."""
+    count, width = count.literal_value, width.literal_value
+    rows = types.UniTuple(Vector(a.dtype), count * width)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = Emit(context, builder, a.dtype)
+        at = e.at(e.data(sig.args[0], args[0]), args[1])
+        loaded = []
+        for _ in range(count):
+            loaded += [e.load(e.at(at, v * e.V)) for v in range(width)]
+            at = e.at(at, args[2])
+        return context.make_tuple(builder, rows, loaded)
+
+    return rows(a, types.intp, types.intp, types.literal(count), types.literal(width)), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_rows(typingctx: Any, a: Any, i: Any, step: Any, rows: Any, width: Any) -> Any:
+    """Store what :func:`load_rows` returned."""
+    width = width.literal_value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = Emit(context, builder, a.dtype)
+        at = e.at(e.data(sig.args[0], args[0]), args[1])
+        for v, vector in enumerate(cgutils.unpack_tuple(builder, args[3])):
+            e.store(vector, e.at(at, v % width * e.V))
+            if v % width == width - 1:
+                at = e.at(at, args[2])
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, types.intp, rows, types.literal(width)), codegen
+
+
+@intrinsic
+def fma_rows(typingctx: Any, a: Any, i: Any, step: Any, y: Any, rows: Any) -> Any:
+    """Return rows[r] + a[i + r step] y for each r: y is a row, a[...] single numbers."""
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = Emit(context, builder, a.dtype)
+        at = e.at(e.data(sig.args[0], args[0]), args[1])
+        y, sums = (cgutils.unpack_tuple(builder, each) for each in args[3:])
+        for r in range(0, len(sums), len(y)):
+            x = e.broadcast(builder.load(at))
+            sums[r:r + len(y)] = [e.fma(x, *each) for each in zip(y, sums[r:], strict=False)]
+            at = e.at(at, args[2])
+        return context.make_tuple(builder, rows, sums)
+
+    return rows(a, types.intp, types.intp, y, rows), codegen
+
+
+def linear(matrix: Any) -> Any:
+    """Return a compiled function of a tuple of vectors x: matrix x, which skips the zeros."""
+    terms = [sorted(((float(m), j) for j, m in enumerate(line) if m), key=lambda term: term[0] != 1)
+             for line in matrix]  # a 1 first: no multiplication
+
+    @intrinsic
+    def product(typingctx: Any, x: Any) -> Any:
+        result = types.UniTuple(x.dtype, len(terms))
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            e, vectors = Emit(context, builder, x.dtype.dtype), cgutils.unpack_tuple(builder, *args)
+            sums = []
+            for (first, at), *others in terms:
+                y = vectors[at] if first == 1 else builder.fmul(e.constant(first), vectors[at])
+                for factor, j in others:
+                    y = e.fma(e.constant(factor), vectors[j], y)
+                sums.append(y)
+            return context.make_tuple(builder, result, sums)
+
+        return result(x), codegen
+
+    return product
+
+
+TILE = 6  # rows of :func:`tile`
+
+
+@inner
+def tile(a, at, step, R, step_r, K, step_k, b, bt, F, c, ct):
+    """C[i] += sum over r < R and k < K of a[at + i step + r step_r + k step_k] B[r K + k].
+
+    The register tile, which lesson 6 explains: i < TILE; rows of B and C are F apart and begin at
+    bt and ct, and two vectors of each are taken.
+    """
+    V = lanes(a.itemsize)
+    sums = load_rows(c, ct, F, 6, 2)
+    for r in range(R):
+        s = at + r * step_r
+        for _ in range(K):
+            sums = fma_rows(a, s, step, load_rows(b, bt, V, 1, 2), sums)
+            bt += F
+            s += step_k
+    store_rows(c, ct, F, sums, 2)

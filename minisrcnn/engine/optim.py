@@ -16,6 +16,7 @@ import numpy as np
 
 from ..arguments import check_number
 from .backends import get_backend
+from .backends.checks import check_writable
 from .transforms import MUON_MOMENTUM, MUON_SIZE, NEWTON_SCHULZ, cosine_transform
 
 LearningRate = float | Mapping[str, float]
@@ -58,6 +59,8 @@ class _Optimizer:
         self._lr = rates
 
     def _matching(self, grads: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return grads; refuse a step that could not be taken whole."""
+        check_writable(**self.parameters, **self.state)
         if set(grads) != set(self.parameters):
             raise ValueError(f"grads has the keys {sorted(grads)}, want {sorted(self.parameters)}")
         return grads
@@ -116,7 +119,18 @@ class SGD(_Optimizer):
             self.state = {f"{name}.velocity": zero for name, zero in self._zeros().items()}
 
     def step(self, grads: Mapping[str, Any]) -> None:
-        """Update every parameter by its gradient; ``grads`` has the parameters' names."""
+        """Update every parameter by its gradient.
+
+        Parameters
+        ----------
+        grads : mapping of str to array
+            With the names of the parameters.
+
+        Raises
+        ------
+        ValueError
+            If the names differ or a parameter is read-only; then nothing is changed.
+        """
         for name, grad in self._matching(grads).items():
             self.backend.sgd_update(
                 self.parameters[name], grad, self.state.get(f"{name}.velocity"),
@@ -168,7 +182,7 @@ class Adam(_Optimizer):
         self.state |= {f"{name}.v": zero for name, zero in self._zeros().items()}
 
     def step(self, grads: Mapping[str, Any]) -> None:
-        """Update every parameter by its gradient; ``grads`` has the parameters' names."""
+        """Update every parameter by its gradient, as :meth:`SGD.step`."""
         grads = self._matching(grads)
         self.steps += 1
         for name, grad in grads.items():

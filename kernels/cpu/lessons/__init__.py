@@ -8,4 +8,4 @@ Each stands on ``jit``, ``simd`` and NumPy alone, and can be read without the ot
 """
 
 LESSONS = ("v1_loops", "v2_rows", "v3_threads", "v4_channels_last", "v5_im2col",
-           "v6_register_tile", "v7_one_patch", "v8_winograd")
+           "v6_register_tile", "v7_one_patch", "v8_winograd_numpy", "v9_winograd")

@@ -104,20 +104,12 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
 
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
-#   9x9, 1 -> 64, forward:            7.2 /  7.2
-#   9x9, 1 -> 64, weight gradient:    4.4 /  4.3
-#   1x1, 64 -> 32, forward:           1.5 /  1.5
-#   1x1, 64 -> 32, input gradient:    0.8 /  0.8
-#   1x1, 64 -> 32, weight gradient:   4.4 /  4.4
-#   5x5, 32 -> 1, forward:            4.5 /  4.5
-#   5x5, 32 -> 1, input gradient:     4.3 /  4.2
-#   5x5, 32 -> 1, weight gradient:    4.5 /  4.4
-#   5x5, 64 -> 32, forward:           4.5 /  4.5
-#   5x5, 64 -> 32, input gradient:    4.3 /  4.4
-#   5x5, 64 -> 32, weight gradient:   4.5 /  4.4
-#   3x3, 64 -> 32, forward:           4.5 /  4.5
-#   3x3, 64 -> 32, input gradient:    3.1 /  3.1
-#   3x3, 64 -> 32, weight gradient:   4.5 /  4.5
+#                           forward   input gradient  weight gradient
+#   9x9, 1 -> 64          7.2 / 7.2                         4.4 / 4.3
+#   1x1, 64 -> 32         1.5 / 1.5        0.8 / 0.8        4.4 / 4.4
+#   5x5, 32 -> 1          4.5 / 4.5        4.3 / 4.2        4.5 / 4.4
+#   5x5, 64 -> 32         4.5 / 4.5        4.3 / 4.4        4.5 / 4.4
+#   3x3, 64 -> 32         4.5 / 4.5        3.1 / 3.1        4.5 / 4.5
 #
 # What is slow: every multiplication waits for the addition before it, four cycles, because
 # sums of floating-point numbers may not be taken in another order without being asked for; and

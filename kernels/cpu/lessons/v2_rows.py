@@ -106,20 +106,12 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
 
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
-#   9x9, 1 -> 64, forward:             16 /   16
-#   9x9, 1 -> 64, weight gradient:     17 /   17
-#   1x1, 64 -> 32, forward:            13 /   13
-#   1x1, 64 -> 32, input gradient:     13 /   13
-#   1x1, 64 -> 32, weight gradient:    17 /   17
-#   5x5, 32 -> 1, forward:             12 /   12
-#   5x5, 32 -> 1, input gradient:     9.5 /  9.5
-#   5x5, 32 -> 1, weight gradient:     11 /   11
-#   5x5, 64 -> 32, forward:            12 /   11
-#   5x5, 64 -> 32, input gradient:    9.2 /  9.6
-#   5x5, 64 -> 32, weight gradient:    11 /   11
-#   3x3, 64 -> 32, forward:            12 /   11
-#   3x3, 64 -> 32, input gradient:     11 /   10
-#   3x3, 64 -> 32, weight gradient:    10 /   10
+#                           forward   input gradient  weight gradient
+#   9x9, 1 -> 64            16 / 16                           17 / 17
+#   1x1, 64 -> 32           13 / 13          13 / 13          17 / 17
+#   5x5, 32 -> 1            12 / 12        9.5 / 9.5          11 / 11
+#   5x5, 64 -> 32           12 / 11        9.2 / 9.6          11 / 11
+#   3x3, 64 -> 32           12 / 11          11 / 10          10 / 10
 #
 # What is slow: each multiplication still loads two numbers and stores one, where the processor
 # can do two multiplications for two loads. A row of 25 is one and a half vectors. And one core

@@ -108,20 +108,12 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
 
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
-#   9x9, 1 -> 64, forward:             16 /   33
-#   9x9, 1 -> 64, weight gradient:     13 /   26
-#   1x1, 64 -> 32, forward:            13 /   26
-#   1x1, 64 -> 32, input gradient:     13 /   24
-#   1x1, 64 -> 32, weight gradient:    12 /   25
-#   5x5, 32 -> 1, forward:             12 /   23
-#   5x5, 32 -> 1, input gradient:     9.6 /   18
-#   5x5, 32 -> 1, weight gradient:     12 /   23
-#   5x5, 64 -> 32, forward:            12 /   23
-#   5x5, 64 -> 32, input gradient:    9.7 /   19
-#   5x5, 64 -> 32, weight gradient:    12 /   23
-#   3x3, 64 -> 32, forward:            12 /   23
-#   3x3, 64 -> 32, input gradient:     10 /   21
-#   3x3, 64 -> 32, weight gradient:    11 /   21
+#                           forward   input gradient  weight gradient
+#   9x9, 1 -> 64            16 / 33                           13 / 26
+#   1x1, 64 -> 32           13 / 26          13 / 24          12 / 25
+#   5x5, 32 -> 1            12 / 23         9.6 / 18          12 / 23
+#   5x5, 64 -> 32           12 / 23         9.7 / 19          12 / 23
+#   3x3, 64 -> 32           12 / 23          10 / 21          11 / 21
 #
 # What is slow: what was slow in lesson 2, on every core. ``prange`` also compiles for some seconds,
 # and its threads do not survive a fork; production uses threads of its own.

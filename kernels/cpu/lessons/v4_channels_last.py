@@ -138,20 +138,12 @@ def _to_planes(y: Array) -> Array:
 
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
-#   9x9, 1 -> 64, forward:             24 /   36
-#   9x9, 1 -> 64, weight gradient:     24 /   42
-#   1x1, 64 -> 32, forward:           6.0 /   10
-#   1x1, 64 -> 32, input gradient:     23 /   24
-#   1x1, 64 -> 32, weight gradient:    32 /   38
-#   5x5, 32 -> 1, forward:             16 /   21
-#   5x5, 32 -> 1, input gradient:      11 /  9.4
-#   5x5, 32 -> 1, weight gradient:     14 /   23
-#   5x5, 64 -> 32, forward:            19 /   39
-#   5x5, 64 -> 32, input gradient:     22 /   43
-#   5x5, 64 -> 32, weight gradient:    28 /   54
-#   3x3, 64 -> 32, forward:            18 /   35
-#   3x3, 64 -> 32, input gradient:     26 /   51
-#   3x3, 64 -> 32, weight gradient:    32 /   60
+#                           forward   input gradient  weight gradient
+#   9x9, 1 -> 64            24 / 36                           24 / 42
+#   1x1, 64 -> 32          6.0 / 10          23 / 24          32 / 38
+#   5x5, 32 -> 1            16 / 21         11 / 9.4          14 / 23
+#   5x5, 64 -> 32           19 / 39          22 / 43          28 / 54
+#   3x3, 64 -> 32           18 / 35          26 / 51          32 / 60
 #
 # What is slow: each vector of sums is loaded and stored again for every single multiplication. It
 # would have to stay in a register.

@@ -117,20 +117,12 @@ def _columns(x: Array, KH: int, KW: int) -> Array:
 
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
-#   9x9, 1 -> 64, forward:            103 /  159
-#   9x9, 1 -> 64, weight gradient:    102 /  152
-#   1x1, 64 -> 32, forward:            97 /  120
-#   1x1, 64 -> 32, input gradient:    102 /  145
-#   1x1, 64 -> 32, weight gradient:    96 /  144
-#   5x5, 32 -> 1, forward:             11 /   11
-#   5x5, 32 -> 1, input gradient:     1.9 /  1.9
-#   5x5, 32 -> 1, weight gradient:     11 /   11
-#   5x5, 64 -> 32, forward:            93 /  144
-#   5x5, 64 -> 32, input gradient:     98 /  162
-#   5x5, 64 -> 32, weight gradient:    87 /  139
-#   3x3, 64 -> 32, forward:            89 /  131
-#   3x3, 64 -> 32, input gradient:     95 /  156
-#   3x3, 64 -> 32, weight gradient:    86 /  131
+#                           forward   input gradient  weight gradient
+#   9x9, 1 -> 64          103 / 159                         102 / 152
+#   1x1, 64 -> 32          97 / 120        102 / 145         96 / 144
+#   5x5, 32 -> 1            11 / 11        1.9 / 1.9          11 / 11
+#   5x5, 64 -> 32          93 / 144         98 / 162         87 / 139
+#   3x3, 64 -> 32          89 / 131         95 / 156         86 / 131
 #
 # What is slow: every number of the image is copied KH*KW times, written and read again, which
 # for 9x9 takes longer than the product; these copies are made by one thread. (With ``prange`` for
