@@ -213,7 +213,8 @@ def _run(chosen: list[Case], sides: list[Side], settings: Settings, options: arg
         print("\nby:", ", ".join(side.name for side in sides))
         return 0
     if not chosen:
-        raise ValueError(f"--filter is {options.filter!r}, which matches nothing; see --list")
+        raise ValueError(f"--filter is {options.filter!r}, "
+                         "want a pattern that matches a line of --list")
     if _too_busy(options):
         return 1
     run = runner.measure(chosen, sides, settings, words)

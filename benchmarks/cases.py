@@ -6,6 +6,7 @@ process has the same. Operations are nominal: those of the plain sum, a multiply
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,8 +23,29 @@ ARCHS = ("9-1-5", "9-5-5")
 LAYERS = ((1, 64, 9, 33), (64, 32, 1, 25), (32, 1, 5, 25), (64, 32, 3, 25), (64, 32, 5, 25))
 
 
+class _Batch:
+    """A case whose size is the number of patches."""
+
+    N: int
+
+    @property
+    @abstractmethod
+    def group(self) -> str:
+        """What is the same for any batch."""
+
+    @property
+    def size(self) -> int:
+        """Patches of the batch."""
+        return self.N
+
+    @property
+    def label(self) -> str:
+        """The case in words."""
+        return f"{self.group}, {self.N} patches"
+
+
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(_Batch):
     """A valid convolution of a batch, or one of its gradients, on its own."""
 
     suite: ClassVar[str] = "ops"
@@ -39,16 +61,6 @@ class Convolution:
     def group(self) -> str:
         """The layer and operation; the batch is what varies."""
         return (f"{self.K}x{self.K} {self.C}->{self.F} on {self.H}x{self.W}, {self.operation}")
-
-    @property
-    def size(self) -> int:
-        """Patches of the batch."""
-        return self.N
-
-    @property
-    def label(self) -> str:
-        """The case in words."""
-        return f"{self.group}, {self.N} patches"
 
     @property
     def output(self) -> tuple[int, int]:
@@ -136,7 +148,7 @@ class _Network:
 
 
 @dataclass(frozen=True)
-class Training(_Network):
+class Training(_Batch, _Network):
     """Loss and all gradients of a batch of patches."""
 
     suite: ClassVar[str] = "training"
@@ -150,16 +162,6 @@ class Training(_Network):
         """The architecture; the batch is what varies."""
         colour = "" if self.channels == 1 else f", {self.channels} channels"
         return f"training step {self.arch}{colour}, {self.side}x{self.side}"
-
-    @property
-    def size(self) -> int:
-        """Patches of the batch."""
-        return self.N
-
-    @property
-    def label(self) -> str:
-        """The case in words."""
-        return f"{self.group}, {self.N} patches"
 
     def convolutions(self) -> Iterator[Convolution]:
         """Every convolution of the step; the image itself needs no gradient."""

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.checkers`` prints a table of tools and kinds, and what each tool missed. The
 functions are those of ``tests/gradcheck_families.py`` in float64; a tool that is not installed is
-left out, with a line. The families were written for our own checker, so its column is the one to
+skipped with a warning. The families were written for our own checker, so its column is the one to
 trust least.
 """
 
@@ -185,7 +185,7 @@ def main() -> int:
     for name in options.tool or TOOLS:
         first = FAMILIES["sigmoid"]
         if passes(TOOLS[name], Problem(first, first.backward)) is None:
-            print(f"{name}: not installed, left out", file=sys.stderr)
+            print(f"{name}: skipped, not installed", file=sys.stderr)
         else:
             tools[name] = TOOLS[name]
     names = list(tools)

@@ -214,7 +214,8 @@ def save_model(path: PathLike, net: Network, metadata: Mapping[str, str] | None 
     metadata = dict(metadata or {})
     for key in _OUR_KEYS:
         if key in metadata:
-            raise ValueError(f"metadata has the key {key!r}, which is written from the network")
+            raise ValueError(f"metadata has the key {key!r}, want others: it is written from the "
+                             "network")
     header = {
         "format": _FORMAT,
         "arch": net.arch,

@@ -337,7 +337,7 @@ def check_gradients(
         At how many points. The first is ``inputs``. At the others drawn arrays are drawn anew,
         large at one point and small at the next; given ones that have a gradient are changed by
         up to 1/8 of each element, and drawn if all zero. There, random directions are
-        compared, to 1e-5 (float32: 1e-3) at best. A point where ``forward`` fails is left out.
+        compared, to 1e-5 (float32: 1e-3) at best. A point where ``forward`` fails is skipped.
     dtype : dtype, optional
         Of the arrays drawn for shapes; that of the given arrays, else float64, by default.
     seed : int
@@ -1107,7 +1107,7 @@ def _prepare(
         if isinstance(a, np.ndarray) and a.size == 0:
             raise ValueError(f"inputs[{key!r}] has shape {a.shape}, want at least one element")
         if _is_float(a) and not np.isfinite(a).all() and key in (wrt or ()):
-            raise ValueError(f"inputs[{key!r}] has numbers that are not finite")
+            raise ValueError(f"inputs[{key!r}] has NaN or infinite numbers, want finite ones")
     floats = [key for key, a in values.items() if _is_float(a)]
     for key in wrt or ():
         if key not in floats:
@@ -1724,11 +1724,14 @@ class _Measured:
 
     def put(self, columns: Array, other: _Measured) -> None:
         """Replace what ``other`` has measured with less doubt in these columns."""
-        better = other.doubt < self.doubt[:, columns]
+        self.replace(columns, other, other.doubt < self.doubt[:, columns])
+        self.responds[:, columns] |= other.responds
+
+    def replace(self, columns: Array, other: _Measured, where: Array) -> None:
+        """Take over from ``other`` what is marked in these columns."""
         for name in ("slope", "doubt", "noise"):
             mine, its = getattr(self, name), getattr(other, name)
-            mine[:, columns] = np.where(better, its, mine[:, columns])
-        self.responds[:, columns] |= other.responds
+            mine[:, columns] = np.where(where, its, mine[:, columns])
 
 
 def _shift(x: Array, t: float, direction: int | Array) -> Array:
@@ -1859,12 +1862,16 @@ class _Check:
 
     # ----------------------------------------------------------- what is seen without derivatives
 
+    def _unfilled_reports(self) -> dict[str, ArgumentReport]:
+        """Return a report for each argument, with nothing found yet."""
+        return {key: ArgumentReport(key, tuple(np.shape(a)) if hasattr(a, "shape") else (),
+                                    unchecked=self.prepared.unchecked.get(key, ""))
+                for key, a in self.prepared.values.items()}
+
     def contract(self) -> tuple[list[str], dict[str, ArgumentReport]]:
         """Check all that can be seen without a derivative."""
         values, pair = self.prepared.values, self.pair
-        arguments = {key: ArgumentReport(key, tuple(np.shape(a)) if hasattr(a, "shape") else (),
-                                         unchecked=self.prepared.unchecked.get(key, ""))
-                     for key, a in values.items()}
+        arguments = self._unfilled_reports()
         self._run_elsewhere()
         first, second = pair.run(values), pair.run(values)
         self.layout = first.layout
@@ -1931,7 +1938,7 @@ class _Check:
             return ["forward gave numbers that are not finite: want inputs inside its domain"]
         if not np.isfinite(first.y).all():
             infinite = int((~np.isfinite(first.y)).sum())
-            self.notes.append(f"{infinite} outputs are infinite: left out")
+            self.notes.append(f"{infinite} outputs are infinite: skipped")
         allowed = self.options.nondeterministic * _rms(first.y[np.isfinite(first.y)])
         with np.errstate(invalid="ignore"):
             apart = abs(first.y - second.y)
@@ -2001,7 +2008,7 @@ class _Check:
         if one.dtype.kind not in "fciub" and not _is_float(one):
             self.blocked.add(key)
         elif not np.isfinite(one).all():
-            problems.append("the gradient has numbers that are not finite")
+            problems.append("the gradient has NaN or infinite numbers, want finite ones")
         elif not all(self._agree(one, g) for g in (two, three, again, fresh)):
             problems.append("backward does not give the same gradient twice for the same dy")
             if one.shape == two.shape == three.shape:
@@ -2843,9 +2850,7 @@ class _Judge(_Check):
             some = wrong[start:start + 8]
             again = self.measure(point, key, [columns[c] for c in some], careful=True)
             apart = abs(again.slope - measured.slope[:, some]) > 2 * again.doubt
-            for name in ("slope", "doubt", "noise"):
-                mine, its = getattr(measured, name), getattr(again, name)
-                mine[:, some] = np.where(apart, its, mine[:, some])
+            measured.replace(some, again, apart)
             if not apart.any():
                 return
 
@@ -3013,10 +3018,10 @@ class _Judge(_Check):
             with np.errstate(all="ignore"):
                 point = self.point(values)
         except Exception as error:
-            self.notes.append(f"{label}: left out, forward raised {type(error).__name__}")
+            self.notes.append(f"{label}: skipped, forward raised {type(error).__name__}")
             return
         if not np.isfinite(point.y0).all() or (self.oracle and not self._oracle_agrees(values)):
-            self.notes.append(f"{label}: left out, forward is not finite there")
+            self.notes.append(f"{label}: skipped, forward is not finite there")
             return
         self.away = True
         usual, self.rtol = self.rtol, max(self.rtol, _ELSEWHERE.get(self.real, 0.05))
@@ -3076,9 +3081,7 @@ class _Judge(_Check):
         values, wrt = self.prepared.values, self.prepared.wrt
         self.layout = self.pair.run(values).layout
         point = self.point(values)
-        arguments = {key: ArgumentReport(key, tuple(np.shape(a)) if hasattr(a, "shape") else (),
-                                         unchecked=self.prepared.unchecked.get(key, ""))
-                     for key, a in values.items()}
+        arguments = self._unfilled_reports()
         for key in wrt:
             directions = self._directions(key, point)
             measured = self.measure(point, key, list(directions))

@@ -226,7 +226,7 @@ def test_every_column_can_be_listed(capsys):
     (["ops", "--shape", "1,1,1,5,3,3"], "larger than its image"),
     (["ops", "--threads", "4096"], "threads is 4096, want 1 to"),
     (["ops", "--with", "nowhere.py"], "does not exist"),
-    (["ops", "--filter", "nothing like it"], "matches nothing"),
+    (["ops", "--filter", "nothing like it"], "want a pattern"),
     (["compare", "nowhere.json", "nowhere.json"], "No such file"),
 ])
 def test_a_wrong_request_is_one_line(words, message, capsys):

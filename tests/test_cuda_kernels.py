@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import types
-from importlib import resources
 
 import numpy as np
 import oracles
@@ -22,11 +21,10 @@ from minisrcnn.engine.backends._cuda import (
     compile_configurations,
 )
 from minisrcnn.engine.backends._cuda_ladder import col2im, im2col, versions
-from minisrcnn.engine.backends._cuda_launch import read_signatures, read_source
+from minisrcnn.engine.backends._cuda_launch import list_sources, read_signatures, read_source
 from minisrcnn.engine.backends._cuda_plan import SHARED_BYTES, plan_convolution
 
-FILES = sorted(file.name for file in resources.files("minisrcnn.kernels.cuda").iterdir()
-               if file.name.endswith(".cu"))
+FILES = list_sources()
 # The names of all versions; nothing is loaded for them.
 STEPS = [version.name for version in versions(CudaBackend(lambda: types.ModuleType("none")))]
 
@@ -170,6 +168,12 @@ def test_only_the_lesson_uses_atomics():
     users = {file for file in FILES if "atomicAdd(" in read_source(file)}
     assert users == {"conv_v2_im2col.cu"}
     assert read_source("conv_v2_im2col.cu").count("atomicAdd(") == 1
+
+
+def test_every_version_is_named_as_its_file():
+    """The benchmarks take the names from the folder."""
+    names = [f"conv_{step.replace(' ', '_')}.cu" for step in STEPS]
+    assert sorted(names) == [file for file in FILES if file.startswith("conv_v")]
 
 
 def test_configurations_name_every_file_once_for_each_use():

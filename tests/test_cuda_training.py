@@ -343,7 +343,7 @@ def test_wrong_settings_are_named(device, images, change, message):
 
 
 @pytest.mark.parametrize(("table", "message"), [
-    ([(0, 10, 0)], r"table\[0\] is \[0, 10, 0\], a patch of 11x11 that leaves its image of 20x18"),
+    ([(0, 10, 0)], r"table\[0\] is \[0, 10, 0\], want a patch of 11x11 within its image of 20x18"),
     ([(0, 0, 0), (1, 0, -1)], r"table\[1\] is \[1, 0, -1\]"),
     ([(2, 0, 0)], "table has images from 2 to 2, want 0 to 1"),
     ([(0.0, 0.0, 0.0)], "want .P, 3. and integers"),

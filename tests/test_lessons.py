@@ -103,4 +103,5 @@ def test_lesson_can_be_read_alone(name):
 
 
 def test_all_lessons_are_listed_in_order():
-    assert list(LESSONS) == sorted(p.stem for p in FOLDER.glob("v*.py"))
+    numbered = sorted(FOLDER.glob("v*.py"), key=lambda path: int(path.stem[1:].split("_")[0]))
+    assert list(LESSONS) == [path.stem for path in numbered]

@@ -34,6 +34,10 @@ class _Optimizer:
         self.parameters = parameters
         self.lr = lr
         self.state: dict[str, Any] = {}
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make what a kind of update needs of the parameters' shapes, once."""
 
     @property
     def lr(self) -> dict[str, float]:
@@ -226,18 +230,9 @@ class DCTAdam(Adam):
         If a number is out of its range, a name is unknown or a kernel is not square.
     """
 
-    def __init__(
-        self,
-        parameters: dict[str, Any],
-        lr: LearningRate = 1e-3,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        backend: str | ModuleType = "auto",
-    ) -> None:
-        super().__init__(parameters, lr, betas=betas, eps=eps, backend=backend)
+    def _prepare(self) -> None:
         self._transforms: dict[str, Any] = {}
-        for name, value in parameters.items():
+        for name, value in self.parameters.items():
             if value.ndim == 4 and value.shape[2:] != (1, 1):
                 KH, KW = value.shape[2:]
                 if KH != KW:

@@ -472,5 +472,5 @@ def augment(patches: Array, code: int | NDArray[np.integer]) -> Array:
 def _symmetries(size: int) -> NDArray[np.intp]:
     """Return where each pixel of a flipped or rotated patch comes from, (8, size * size)."""
     here = np.arange(size * size).reshape(size, size)
-    turned = [np.rot90(image, turns) for image in (here, here[:, ::-1]) for turns in range(4)]
-    return np.stack(turned).reshape(8, -1)
+    rotated = [np.rot90(image, turns) for image in (here, here[:, ::-1]) for turns in range(4)]
+    return np.stack(rotated).reshape(8, -1)

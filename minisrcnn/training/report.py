@@ -194,7 +194,7 @@ def _page(result: TrainResult) -> str:
                 "seed": plan.seed, "backend": plan.backend} | settings
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in settings.items())
     versions = ("minisrcnn", "python", "numpy", "numba", "system", "processor", "cores")
-    house = "\n".join(f"| {name} | {machine[name].split(' (')[0]} |"
+    made_with = "\n".join(f"| {name} | {machine[name].split(' (')[0]} |"
                       for name in versions if name in machine)
     warning = "" if scored.comparable else (
         "\n**These scores compare with no published ones**: "
@@ -235,5 +235,5 @@ Mean PSNR on {_planes(result)}, {printable(scored.name)}, {len(scored.titles)} p
 
 | | |
 |---|---|
-{house}
+{made_with}
 """

@@ -38,7 +38,7 @@ class Plan:
     """What is to be done, and what should be said before."""
 
     jobs: list[Job] = field(default_factory=list)
-    existing: list[Job] = field(default_factory=list)  # left out: their results are there
+    existing: list[Job] = field(default_factory=list)  # skipped: their results are there
     notes: list[str] = field(default_factory=list)
 
 

@@ -54,7 +54,7 @@ def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
     y = np.zeros((N, F, OH, OW), x.dtype) + b[:, None, None]
     for u in range(0, KH, 3):
         for v in range(0, KW, 3):
-            pixels = pixels_to_points(x[:, :, u:, v:], OH, OW)
+            pixels = to_domain(x[:, :, u:, v:], OH, OW)
             weights = np.einsum("pu,qv,fcuv->pqfc", G, G, w[:, :, u:u + 3, v:v + 3], optimize=True)
             products = (weights @ pixels.reshape(6, 6, C, -1)).reshape(6, 6, F, *pixels.shape[3:])
             tiles = np.einsum("ip,jq,pqfnkl->nfkilj", AT, AT, products, optimize=True)
@@ -81,13 +81,13 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
     dw = np.empty((F, C, KH - KH % -3, KW - KW % -3), x.dtype)
     for u in range(0, KH, 3):
         for v in range(0, KW, 3):
-            pixels = pixels_to_points(x[:, :, u:, v:], OH, OW).reshape(6, 6, C, -1)
+            pixels = to_domain(x[:, :, u:, v:], OH, OW).reshape(6, 6, C, -1)
             sums = gradient.reshape(6, 6, F, -1) @ pixels.transpose(0, 1, 3, 2)
             dw[:, :, u:u + 3, v:v + 3] = np.einsum("pu,qv,pqfc->fcuv", G, G, sums, optimize=True)
     return np.ascontiguousarray(dw[:, :, :KH, :KW])
 
 
-def pixels_to_points(x: Array, OH: int, OW: int) -> Array:
+def to_domain(x: Array, OH: int, OW: int) -> Array:
     """Return B^T d B (6,6,C,N,TH,TW) for the tiles d that OH x OW results are made of."""
     _, _, BT = matrices(x.dtype)
     rows, columns = OH - OH % -4 + 2, OW - OW % -4 + 2

@@ -3,13 +3,13 @@
 Lesson 8 transforms the whole batch in memory. Here it goes image by image, channels last, so that a
 transform is some twenty additions of vectors of channels, and the products are lesson 6's tile:
 
-    x[n]  --- B^T d B, a vector of channels --->  points[p, tile, c]    all of it in L2,
-                                                    |  36 products      overwritten by the
-    y[n]  <-- A^T Y A, a vector of filters ---- sums[p, tile, f]        next image
+    x[n]  --- B^T d B, a vector of channels --->  x_domain[p, tile, c]    all of it in L2,
+                                                    |  36 products        overwritten by the
+    y[n]  <-- A^T Y A, a vector of filters ----   y_domain[p, tile, f]    next image
 
 :func:`..simd.linear` makes straight code of a matrix of constants, without its zeros. A transform
 multiplies by it twice, the columns of a tile and then, from a scratch of one tile, its rows. Pixels
-and points differ in their strides only, so one function serves all three directions.
+and transform domain differ in their strides only, so one function serves all three directions.
 
 Other filters than 3x3 are cut into such blocks, which is right, but fast only for many channels.
 """
@@ -54,12 +54,12 @@ def on_both_sides(matrix: Array) -> Any:
     return transform
 
 
-pixels_to_points, sums_to_points, points_to_sums = map(on_both_sides, (BT, AT.T, AT))
+pixels_to_domain, gradient_to_domain, domain_to_pixels = map(on_both_sides, (BT, AT.T, AT))
 
 
 @inner
 def strides(TW, C, W, S):
-    """Return two sets: of tiles in an image W pixels wide, and of points with S tiles each."""
+    """Return two sets: for an image W pixels wide, and for a transform domain of S tiles."""
     return (4 * W * C, 4 * C, W * C, C), (TW * C, C, 6 * S * C, S * C)
 
 
@@ -78,15 +78,15 @@ def forward(x, w, y, TH, TW, C, F):
     """y[n] = A^T [ sum over c of w[p, c, :] (B^T x[n] B)[p, :, c] ] A."""
     S = -(-TH * TW // TILE) * TILE
     for chunk in prange(min(CHUNKS, len(x))):
-        half, sums = np.empty(36 * lanes(x.itemsize), x.dtype), np.empty(36 * S * F, x.dtype)
-        points = np.zeros(36 * S * C, x.dtype)
+        x_domain, y_domain = np.zeros(36 * S * C, x.dtype), np.empty(36 * S * F, x.dtype)
+        half = np.empty(36 * lanes(x.itemsize), x.dtype)
         for n in range(chunk, len(x), CHUNKS):
-            image, domain = strides(TW, C, 4 * TW + 2, S)
-            pixels_to_points(x[n], image, points, domain, TH, TW, C, half)
-            sums[:] = 0
-            multiply(points, S * C, C, 1, TH * TW, C, w, F, sums)
-            image, domain = strides(TW, F, 4 * TW, S)
-            points_to_sums(sums, domain, y[n], image, TH, TW, F, half)
+            pixels, domain = strides(TW, C, 4 * TW + 2, S)
+            pixels_to_domain(x[n], pixels, x_domain, domain, TH, TW, C, half)
+            y_domain[:] = 0
+            multiply(x_domain, S * C, C, 1, TH * TW, C, w, F, y_domain)
+            pixels, domain = strides(TW, F, 4 * TW, S)
+            domain_to_pixels(y_domain, domain, y[n], pixels, TH, TW, F, half)
 
 
 @kernel(lambda t: (const(t, 2), const(t, 2), t[:, ::1], *[types.int64] * 4), parallel=True)
@@ -94,14 +94,14 @@ def backward_weight(x, dy, dw, TH, TW, C, F):
     """dw[p, c, :] += sum over tiles of (B^T x[n] B)[p, :, c] (A dy[n] A^T)[p, :, :]."""
     S = TH * TW
     for chunk in prange(len(dw)):
-        half, sums = np.empty(36 * lanes(x.itemsize), x.dtype), np.zeros(36 * S * F, x.dtype)
-        points = np.zeros(36 * S * C + TILE, x.dtype)
+        x_domain, dy_domain = np.zeros(36 * S * C + TILE, x.dtype), np.empty(36 * S * F, x.dtype)
+        half = np.empty(36 * lanes(x.itemsize), x.dtype)
         for n in range(chunk, len(x), len(dw)):
-            image, domain = strides(TW, C, 4 * TW + 2, S)
-            pixels_to_points(x[n], image, points, domain, TH, TW, C, half)
-            image, domain = strides(TW, F, 4 * TW, S)
-            sums_to_points(dy[n], image, sums, domain, TH, TW, F, half)
-            multiply(points, S * C, 1, C, C, S, sums, F, dw[chunk])
+            pixels, domain = strides(TW, C, 4 * TW + 2, S)
+            pixels_to_domain(x[n], pixels, x_domain, domain, TH, TW, C, half)
+            pixels, domain = strides(TW, F, 4 * TW, S)
+            gradient_to_domain(dy[n], pixels, dy_domain, domain, TH, TW, F, half)
+            multiply(x_domain, S * C, 1, C, C, S, dy_domain, F, dw[chunk])
 
 
 def conv2d_forward(x: Array, w: Array, b: Array) -> Array:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import checks
-from ._cuda_launch import Launcher, compile_options
+from ._cuda_launch import Launcher, compile_options, list_sources
 from ._cuda_plan import ConvPlan, layer_options, plan_convolution
 
 Array = Any  # a cupy.ndarray, or the stand-in's
@@ -586,8 +586,7 @@ def compile_configurations() -> list[tuple[str, tuple[str, ...]]]:
     found = []
     for name in DTYPES:
         real = np.dtype(name)
-        for file in ("conv_v1_naive.cu", "conv_v2_im2col.cu", POINTWISE, PATCHES, MUON):
-            found.append((file, compile_options(real, ())))
+        specialised = {DCT_ADAM}
         for side in (9, 11):
             found.append((DCT_ADAM, compile_options(real, dct_options(side))))
         for shape in layers:
@@ -596,7 +595,10 @@ def compile_configurations() -> list[tuple[str, tuple[str, ...]]]:
                                   ("conv_v4_sliding.cu", layer_options(shape)),
                                   (CONV_WEIGHT, plan.weight_options),
                                   (CONV, plan.options)):
+                specialised.add(file)
                 found.append((file, compile_options(real, options)))
+        found += [(file, compile_options(real, ()))
+                  for file in list_sources() if file not in specialised]
     return found
 
 

@@ -43,6 +43,12 @@ class Parameter:
 
 
 @cache
+def list_sources() -> list[str]:
+    """Return the names of the CUDA sources in ``kernels/cuda``."""
+    folder = importlib.resources.files("minisrcnn.kernels.cuda")
+    return sorted(file.name for file in folder.iterdir() if file.name.endswith(".cu"))
+
+
 def read_source(file: str) -> str:
     """Return the text of a file of ``kernels/cuda``."""
     return (importlib.resources.files("minisrcnn.kernels.cuda") / file).read_text("utf-8")

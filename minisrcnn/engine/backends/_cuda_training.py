@@ -374,8 +374,8 @@ class DeviceTrainer:
         outside = (y < 0) | (x < 0) | (y + self.patch_size > H) | (x + self.patch_size > W)
         if outside.any():
             row = int(np.flatnonzero(outside)[0])
-            raise ValueError(f"table[{row}] is {table[row].tolist()}, a patch of "
-                             f"{self.patch_size}x{self.patch_size} that leaves its image of "
+            raise ValueError(f"table[{row}] is {table[row].tolist()}, want a patch of "
+                             f"{self.patch_size}x{self.patch_size} within its image of "
                              f"{H[row]}x{W[row]} pixels")
 
     def _upload(
