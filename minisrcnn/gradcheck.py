@@ -2008,7 +2008,7 @@ class _Check:
         if one.dtype.kind not in "fciub" and not _is_float(one):
             self.blocked.add(key)
         elif not np.isfinite(one).all():
-            problems.append("the gradient has NaN or infinite numbers, want finite ones")
+            problems.append("the gradient has numbers that are not finite")
         elif not all(self._agree(one, g) for g in (two, three, again, fresh)):
             problems.append("backward does not give the same gradient twice for the same dy")
             if one.shape == two.shape == three.shape:
