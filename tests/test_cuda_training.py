@@ -139,11 +139,7 @@ def by_torch(net, x, t, rates, optimizer, betas=(0.9, 0.999), eps=1e-8, mu=0.95)
     inner = weights[1:-1] if optimizer == "muon" else []
     m, v = ({k: np.zeros(leaf.shape) for k, leaf in leaves.items()} for _ in range(2))
     for step in range(STEPS):
-        y = torch.tensor(x[step])
-        for name in weights:
-            y = torch.nn.functional.conv2d(y, leaves[name],
-                                           leaves[name.replace("weight", "bias")])
-            y = torch.relu(y) if name != weights[-1] else y
+        y = oracles.torch_network(leaves, torch.tensor(x[step]))
         grads = torch.autograd.grad(torch.mean((y - torch.tensor(t[step])) ** 2),
                                     list(leaves.values()))
         for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
