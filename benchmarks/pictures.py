@@ -22,8 +22,8 @@ from typing import Any
 from . import machine
 from .results import Row, Run
 
-FOLDER, FEW = 200, 20  # pictures of the folder, and of those that slow peers are given
-SIDE = 100
+FOLDER, FEW = 200, 8  # pictures of the folder, and of those that slow peers are given
+SIDE = 200
 LARGE = 6000, 4000
 START, CPU = "start: a picture of 40x30", "start: a picture of 40x30, processor time"
 
