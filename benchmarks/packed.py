@@ -1,7 +1,7 @@
 """Packed sets: what training from one costs in time and memory, against pictures in memory.
 
     python -m benchmarks.packed                      T91, and 10,000 pictures of 200x300
-    python -m benchmarks.packed --pictures 1000 --rounds 1
+    python -m benchmarks.packed --pictures 2500 --rounds 1 --steps 300
 
 Each training is a process of its own, in turns with the others; printed are medians of the rounds.
 It cuts the patches of an epoch without training on them, and then makes whole steps for one window
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -41,11 +42,15 @@ def make_pictures(folder: Path, count: int, H: int = 200, W: int = 300) -> None:
 
 def peak() -> float:
     """Return the peak of this process's memory so far, MB."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():  # rusage of a process that was forked counts its parent's too
+        kilobytes = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        if kilobytes:
+            return int(kilobytes[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def measure(data: str, recipe: str, memory: int) -> dict[str, float]:
+def measure(data: str, recipe: str, memory: int, most: int) -> dict[str, float]:
     """Train in this process: an epoch of patches without network, then whole steps of a window."""
     from minisrcnn.engine.backends import choose_backend
     from minisrcnn.training.network import new_network
@@ -76,10 +81,11 @@ def measure(data: str, recipe: str, memory: int) -> dict[str, float]:
     stepper.begin_epoch(shuffle.epoch(1))
     # What comes first was not made ahead.
     cut(stepper.stream, windows.pop(0) if len(windows) > 1 else 0)
+    steps = min(windows[0], most) if most else windows[0]
     start = time.perf_counter()
-    for _ in range(windows[0]):
+    for _ in range(steps):
         stepper.step()
-    rate = windows[0] * batch / (time.perf_counter() - start)
+    rate = steps * batch / (time.perf_counter() - start)
     loaded.close()
     return {"rate": rate, "peak": peak(), "opened": opened, "first": first}
 
@@ -113,26 +119,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packed")
     parser.add_argument("--pictures", type=int, default=10000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--child", nargs=3, metavar=("DATA", "RECIPE", "MEMORY"),
+    parser.add_argument("--steps", type=int, default=0, help="at most; a whole window by default")
+    parser.add_argument("--child", nargs=4, metavar=("DATA", "RECIPE", "MEMORY", "STEPS"),
                         help=argparse.SUPPRESS)
     options = parser.parse_args()
     use_checkout()
     if options.child:
-        data, recipe, memory = options.child
-        print(json.dumps(measure(data, recipe, int(memory))))
+        data, recipe, memory, steps = options.child
+        print(json.dumps(measure(data, recipe, int(memory), int(steps))))
         return
     with tempfile.TemporaryDirectory() as place:
-        compare_all(Path(place), options.pictures, options.rounds)
+        compare_all(Path(place), options.pictures, options.rounds, str(options.steps))
 
 
-def compare_all(place: Path, pictures: int, rounds: int) -> None:
+def compare_all(place: Path, pictures: int, rounds: int, steps: str) -> None:
     """Measure T91 and the synthetic set."""
     program = [sys.executable, "-m", "minisrcnn", "data", "pack"]
     everything = str(10**10)
     subprocess.run([*program, "T91", "-o", str(place / "t91.luma")], check=True)
     compare("T91, recipe fast", {
-        "in memory": ["T91", "fast", everything],
-        "packed, --memory 2GB": [str(place / "t91.luma"), "fast", str(2 * 10**9)],
+        "in memory": ["T91", "fast", everything, steps],
+        "packed, --memory 2GB": [str(place / "t91.luma"), "fast", str(2 * 10**9), steps],
     }, rounds)
     make_pictures(place / "pictures", pictures)
     start = time.perf_counter()
@@ -146,8 +153,8 @@ def compare_all(place: Path, pictures: int, rounds: int) -> None:
           f"{int(done.stdout.split()[-1]) * 1024 / 1e6:,.0f} MB; the set has "
           f"{os.path.getsize(packed) / 1e6:,.0f} MB")
     compare(f"{pictures:,} pictures of 200x300, recipe adam", {
-        "in memory": [folder, "adam", everything],
-        **{f"packed, --memory {name}": [packed, "adam", str(memory)]
+        "in memory": [folder, "adam", everything, steps],
+        **{f"packed, --memory {name}": [packed, "adam", str(memory), steps]
            for name, memory in (("2GB", 2 * 10**9), ("600MB", 6 * 10**8))},
     }, rounds)
 

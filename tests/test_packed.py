@@ -700,6 +700,52 @@ def test_a_device_takes_a_packed_set_or_its_batches(pictures, limit, monkeypatch
     assert any("stay on the device" in line for line in told) == (limit == 100)
 
 
+MEASURE = """
+import re, sys
+from pathlib import Path
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", status)[1]) * 1024 / 1e6
+
+from minisrcnn.imaging.packed import find_sources, pack
+from minisrcnn.training.order import Shuffle, Stream
+from minisrcnn.training.pictures import load_data
+from minisrcnn.training.settings import TrainSettings, new_plan
+import minisrcnn.evaluate, scipy.ndimage
+before = peak()
+if sys.argv[1] == "pack":
+    pack(find_sources(["many"]), "many.luma")
+else:
+    plan = new_plan(TrainSettings(data="many.luma", recipe="adam"))
+    data, _, _ = load_data(plan, print, 300_000_000)
+    stream = Stream(Shuffle(data.index, 0).epoch(0), data.expect)
+    for _ in range(len(data.index) // 512):
+        data.patches(*stream.take(512), 33, 6)
+    data.close()
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_memory_is_bounded(pictures):
+    """180 million pixels: held as training held them, 1,440 MB."""
+    Path("many").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        coarse = rng.integers(0, 256, (60, 100)).astype(np.uint8)
+        write_image(Path("many", f"{i:03}.png"), coarse.repeat(10, axis=0).repeat(10, axis=1))
+    found = {}
+    for what in ("pack", "train"):
+        done = subprocess.run([sys.executable, "-c", MEASURE, what], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found[what] = float(done.stdout.split()[-1])
+    assert found["pack"] < 60
+    # --memory, the mapped pixels of two windows, tables and batches
+    assert found["train"] < 300 + 2 * 67 + 100, found
+
+
 # --- the command line ---------------------------------------------------------------------------
 
 
