@@ -2,13 +2,13 @@
 
 Not part of the test suite: run it by hand, before a release or on a new kind of machine
 (``python tests/soak.py 10``). The time is shared out evenly; counts are printed at the end, and the
-exit code is 1 if anything failed. ``--seed N`` repeats a run.
+exit code is 1 if anything failed. ``--seed N`` repeats a run, ``--only PART`` does one part.
 
-kills       Trainings killed with SIGKILL at random moments and resumed: the weights must be, bit by
-            bit, those of a training that nothing disturbed.
-mutants     Models, checkpoints, MATLAB files and pictures with bytes changed, cut out or doubled,
-            read in a process of their own: what is wrong must be refused in one line, and no
-            process may die.
+kills       Trainings of several recipes killed with SIGKILL at random moments, or interrupted, and
+            resumed: the weights must be, bit by bit, those of a training that nothing disturbed.
+mutants     Models (ours, MATLAB, ONNX, PyTorch), checkpoints, logs, manifests and pictures with
+            bytes changed, cut out or doubled, read in a process of their own: what is wrong must be
+            refused in one line, and no process may die.
 guards      Convolutions of random shapes whose arrays end at a page that may not be touched: one
             number too far is a crash.
 interrupts  Predictions broken off by a signal, each followed at once by another call, whose result
@@ -21,8 +21,10 @@ pictures    Hundreds of small pictures upscaled by two workers; now and then one
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
+import importlib.util
 import json
 import mmap
 import os
@@ -40,23 +42,27 @@ from typing import Any
 import numpy as np
 
 from minisrcnn import SRCNN
-from minisrcnn.checkpoint import load_model, load_state, save_model
+from minisrcnn.checkpoint import load_model, save_model
 from minisrcnn.engine.backends import get_backend
 from minisrcnn.errors import MinisrcnnError
+from minisrcnn.exchange import convert, read_model
 from minisrcnn.imaging.files import read_image, write_image
-from minisrcnn.upscale.batch import Manifest
+from minisrcnn.training.files import CHECKPOINT_FILE, LOG_FILE, RunFiles
+from minisrcnn.upscale.batch import Manifest, Outcome
+from minisrcnn.upscale.plan import Job
 
 BATCH = 250  # mutants that one process reads
+RECIPES = ("paper", "fast")  # plain steps, and those of Muon and of Adam on cosine coefficients
 
 
 # --- kills --------------------------------------------------------------------------------------
 
 
-def train(folder: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+def train(recipe: str, folder: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     """Start a small training."""
     return subprocess.Popen(
         [sys.executable, "-m", "minisrcnn", "train", "--data", str(folder), "--scale", "2",
-         "--arch", "5-1-3", "--recipe", "paper", "--epochs", "3", "--threads", "1",
+         "--arch", "5-1-3", "--recipe", recipe, "--epochs", "3", "--threads", "1",
          "--out", str(out), *more],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
@@ -75,31 +81,36 @@ def kills(deadline: float, rng: random.Random, work: Path, count: Counter[str]) 
     for k in range(6):
         picture = np.kron(noise.integers(0, 256, (12, 12)), np.ones((8, 8))).astype(np.uint8)
         write_image(pictures / f"p{k}.png", picture)
-    undisturbed = train(pictures, work / "whole")
-    began = time.monotonic()
-    undisturbed.wait()
-    seconds = time.monotonic() - began
-    want = weights(work / "whole")
+    seconds: dict[str, float] = {}
+    for recipe in RECIPES:
+        began = time.monotonic()
+        train(recipe, pictures, work / recipe).wait()
+        seconds[recipe] = time.monotonic() - began
     while time.monotonic() < deadline:
+        recipe = rng.choice(RECIPES)
         out = work / f"killed{count['trainings']}"
         arguments: list[str] = []
         while True:
-            running = train(pictures, out, *arguments)
+            running = train(recipe, pictures, out, *arguments)
             try:
-                running.wait(rng.uniform(0.1, 1.2) * seconds)
+                running.wait(rng.uniform(0.1, 1.2) * seconds[recipe])
             except subprocess.TimeoutExpired:
-                os.killpg(running.pid, signal.SIGKILL)
+                kill = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
+                os.killpg(running.pid, kill)
                 running.wait()
-                count["kills"] += 1
-                arguments = ["--resume"] if any(out.glob("*")) else []
-                continue
+                count[kill.name] += 1
+                # A kill before the first checkpoint leaves nothing to go on with.
+                begun = any(out.glob("checkpoint*.safetensors"))
+                arguments = ["--resume"] if begun else []
+                if running.returncode in (-kill, 130, 143):
+                    continue
             if running.returncode:
                 said = running.stderr.read().decode(errors="replace") if running.stderr else ""
                 print(f"training: exit code {running.returncode}: {said.strip()[-300:]}")
                 count["failed"] += 1
             break
         count["trainings"] += 1
-        if not running.returncode and weights(out) != want:
+        if not running.returncode and weights(out) != weights(work / recipe):
             print(f"training: other weights in {out}")
             count["failed"] += 1
 
@@ -144,27 +155,55 @@ def seeds(work: Path) -> list[Path]:
         "weights_conv1": rng.normal(size=(25, 4)), "weights_conv2": rng.normal(size=(4, 1, 2)),
         "weights_conv3": rng.normal(size=(2, 9)), "biases_conv1": rng.normal(size=(4, 1)),
         "biases_conv2": rng.normal(size=(2, 1)), "biases_conv3": np.zeros((1, 1))})
-    checkpoint = work / "whole" / "checkpoint.safetensors"
-    if checkpoint.exists():
-        (folder / "checkpoint.safetensors").write_bytes(checkpoint.read_bytes())
+    for recipe in RECIPES:
+        checkpoint = work / recipe / "checkpoint.safetensors"
+        if checkpoint.exists():
+            (folder / f"checkpoint-{recipe}.safetensors").write_bytes(checkpoint.read_bytes())
+            (folder / "log.jsonl").write_bytes((work / recipe / "log.jsonl").read_bytes())
+    for package, suffix in (("onnx", "onnx"), ("torch", "pth")):
+        if importlib.util.find_spec(package) is not None:
+            write_foreign(folder / f"foreign.{suffix}", net)
+    with contextlib.closing(Manifest(folder / "manifest.jsonl")) as manifest:
+        for error in (None, "no room"):
+            manifest.add(Outcome(Job(Path("a.png"), folder), None, error))
     picture = Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8))
     for suffix in ("png", "jpg", "bmp", "gif", "tiff", "webp"):
         picture.save(folder / f"picture.{suffix}")
     return sorted(folder.iterdir())
 
 
+def write_foreign(path: Path, net: SRCNN) -> None:
+    """Write a model as another program does."""
+    if path.suffix == ".onnx":
+        convert(path.with_name("model.safetensors"), path)
+    else:
+        import torch
+
+        torch.save({name: torch.tensor(np.asarray(value)) for name, value in
+                    net.parameters.items()}, path)
+
+
 def read(path: Path) -> str:
     """Read a file of any kind; return "read" or "refused"."""
+    lines: list[str] = []
     try:
         if path.name.startswith("checkpoint"):
-            load_state(path)
+            path.replace(path.with_name(CHECKPOINT_FILE))
+            RunFiles(path.parent).load(lines.append)
+        elif path.name.startswith("log"):
+            path.replace(path.with_name(LOG_FILE))
+            RunFiles(path.parent).read_log(lines.append)
+        elif path.name.startswith("manifest"):
+            Manifest(path).finished()
+        elif path.name.startswith("foreign"):
+            read_model(path)
         elif path.name.startswith("picture"):
             read_image(path)
         else:
             load_model(path)
     except MinisrcnnError as error:
-        if "\n" in str(error):
-            raise RuntimeError("an error of several lines") from error
+        if not str(error).isprintable():
+            raise RuntimeError("an error of several lines, or with control characters") from error
         return "refused"
     return "read"
 
@@ -377,6 +416,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("minutes", type=float, nargs="?", default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("kills", "mutants", "guards", "interrupts", "pictures"),
+                        help="do this part and no other")
     parser.add_argument("--pictures", type=int, help="upscale so many, and do nothing else")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--guards", type=int, help=argparse.SUPPRESS)
@@ -391,6 +432,8 @@ def main() -> int:
     counts: dict[str, Counter[str]] = {}
     parts: dict[str, Any] = {"kills": kills, "mutants": mutants, "guards": guards,
                              "interrupts": interrupts, "pictures": pictures}
+    if asked.only is not None:
+        parts = {asked.only: parts[asked.only]}
     seconds = asked.minutes * 60 / len(parts)
     if asked.pictures is not None:
         seconds = 0

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MinisrcnnError
+from ..errors import MinisrcnnError, reason
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class MPIRanks(Ranks):
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
             raise MinisrcnnError("started by mpiexec or srun, which needs mpi4py and an MPI "
-                                 f"library: pip install '.[mpi]' ({error})") from None
+                                 f"library: pip install '.[mpi]' ({reason(error)})") from None
         self._mpi, self._world = MPI, MPI.COMM_WORLD
         self.rank, self.size = self._world.rank, self._world.size
         here = self._world.Split_type(MPI.COMM_TYPE_SHARED)

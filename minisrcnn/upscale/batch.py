@@ -334,6 +334,8 @@ class Manifest:
     def finished(self) -> set[tuple[str, str]]:
         """Return (input, output) of what was done well and is still there."""
         found: set[tuple[str, str]] = set()
+        if os.path.exists(self.path) and not os.path.isfile(self.path):  # a pipe would block
+            raise MinisrcnnError(f"{self.path}: not a plain file, want the manifest of a run")
         try:
             lines = self.path.read_bytes().splitlines()
         except FileNotFoundError:
