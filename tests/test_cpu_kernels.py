@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from minisrcnn.kernels.cpu import simd
 from minisrcnn.kernels.cpu.jit import const, kernel
 from minisrcnn.kernels.cpu.lessons import v1_loops
-from minisrcnn.kernels.cpu.production import plan, single, tile
+from minisrcnn.kernels.cpu.production import plan, planes, single, tile
+
+from minisrcnn.engine.backends import numba as numba_backend
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-13}
 
@@ -172,7 +174,37 @@ def test_few_filters_are_summed_along_the_channels():
     assert not plan.has_few_filters(64, 32, 16)
 
 
-def test_scratch_is_aligned_and_zero():
+def test_scratch_is_aligned():
     a = plan.aligned(3, 48, np.float32)
-    assert a.shape == (3, 48) and not a.any()
-    assert all(row.ctypes.data % 64 == 0 for row in a)
+    assert a.shape == (3, 48) and all(row.ctypes.data % 64 == 0 for row in a)
+    assert not plan.aligned(3, 48, np.float32, np.zeros).any()
+
+
+def test_results_do_not_depend_on_what_was_in_memory(monkeypatch):
+    """Scratch is allocated as it comes, and cleared by the thread that uses it."""
+    def compute():
+        rng = np.random.default_rng(0)
+        for shape in oracles.SHAPES:
+            yield from results(single, *oracles.draw(shape, "float32"))
+        for kernels in ((9, 1, 5), (9, 5, 5)):
+            params = {}
+            for i, (C, F, K) in enumerate(zip((1, 16, 16), (16, 16, 1), kernels, strict=True), 1):
+                params[f"conv{i}.weight"] = rng.standard_normal((F, C, K, K), np.float32)
+                params[f"conv{i}.bias"] = rng.standard_normal(F, np.float32)
+            side = 24 - sum(kernels) + 3
+            yield from numba_backend.chain_loss_and_gradients(
+                params, rng.standard_normal((5, 1, 24, 24), np.float32),
+                rng.standard_normal((5, 1, side, side), np.float32))[1].values()
+            yield numba_backend.chain_predict(
+                params, rng.standard_normal((1, 30, 40), np.float32))
+
+    def used_before(rows, columns, dtype, allocate=np.empty):
+        a = plan.aligned(rows, columns, dtype, allocate)
+        if allocate is np.empty:
+            a.fill(np.nan)
+        return a
+
+    want = list(compute())
+    for module in (single, planes, numba_backend):
+        monkeypatch.setattr(module, "aligned", used_before)
+    assert all((a == b).all() for a, b in zip(want, compute(), strict=True))

@@ -80,7 +80,7 @@ def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
     N, _, H, W = x.shape
     F, _, KH, KW = w.shape
     y = np.empty((N, F, H - KH + 1, W - KW + 1), x.dtype)
-    forward.compile(x.dtype.name)(x, w, b, y)
+    forward.compile(x.dtype)(x, w, b, y)
     return y
 
 
@@ -89,7 +89,7 @@ def conv2d_backward_input(dy: Array, w: Array) -> Array:
     N, _, OH, OW = dy.shape
     _, C, KH, KW = w.shape
     dx = np.empty((N, C, OH + KH - 1, OW + KW - 1), dy.dtype)
-    backward_input.compile(dy.dtype.name)(dy, w, dx)
+    backward_input.compile(dy.dtype)(dy, w, dx)
     return dx
 
 
@@ -98,7 +98,7 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
     _, C, H, W = x.shape
     _, F, OH, OW = dy.shape
     dw = np.empty((F, C, H - OH + 1, W - OW + 1), x.dtype)
-    backward_weight.compile(x.dtype.name)(x, dy, dw)
+    backward_weight.compile(x.dtype)(x, dy, dw)
     return dw
 
 

@@ -111,11 +111,11 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
     if F < C:
         border = ((0, 0), (0, 0), (KH - 1, KH - 1), (KW - 1, KW - 1))
         dw = np.empty((N, KH, KW, F, C), x.dtype)
-        backward_weight.compile(x.dtype.name)(
+        backward_weight.compile(x.dtype)(
             _channels_last(np.pad(dy, border)), _channels_last(x), dw)
         return np.ascontiguousarray(dw.sum(axis=0)[::-1, ::-1].transpose(2, 3, 0, 1))
     dw = np.empty((N, KH, KW, C, F), x.dtype)
-    backward_weight.compile(x.dtype.name)(_channels_last(x), _channels_last(dy), dw)
+    backward_weight.compile(x.dtype)(_channels_last(x), _channels_last(dy), dw)
     return np.ascontiguousarray(dw.sum(axis=0).transpose(3, 2, 0, 1))
 
 
@@ -124,7 +124,7 @@ def _forward(x: Array, w: Array, b: Array) -> Array:
     F, _, KH, KW = w.shape
     y = np.empty((N, H - KH + 1, W - KW + 1, F), x.dtype)
     function, order = (forward_few_filters, (0, 2, 3, 1)) if F < C else (forward, (2, 3, 1, 0))
-    function.compile(x.dtype.name)(x, np.ascontiguousarray(w.transpose(order)), b, y)
+    function.compile(x.dtype)(x, np.ascontiguousarray(w.transpose(order)), b, y)
     return y
 
 

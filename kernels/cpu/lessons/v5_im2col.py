@@ -83,7 +83,7 @@ def conv2d_backward_input(dy: Array, w: Array) -> Array:
             dx[group] = columns.reshape(dx[group].shape)
         else:
             columns = columns.reshape(-1, C, KH, KW, OH, OW)
-            col2im.compile(dy.dtype.name)(columns, dx[group])
+            col2im.compile(dy.dtype)(columns, dx[group])
     return dx
 
 
@@ -111,7 +111,7 @@ def _columns(x: Array, KH: int, KW: int) -> Array:
         return x.reshape(N, C, H * W)
     OH, OW = H - KH + 1, W - KW + 1
     columns = np.empty((N, C, KH, KW, OH, OW), x.dtype)
-    im2col.compile(x.dtype.name)(x, columns)
+    im2col.compile(x.dtype)(x, columns)
     return columns.reshape(N, C * KH * KW, OH * OW)
 
 

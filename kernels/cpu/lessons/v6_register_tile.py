@@ -100,7 +100,7 @@ def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
     weights[:, :F] = w.transpose(2, 3, 1, 0).reshape(-1, F)
     bias = np.pad(b, (0, whole(F, w.itemsize) - F))
     y = np.empty((N, (OH * OW + P) * bias.size), w.dtype)
-    forward.compile(w.dtype.name)(_flat(x, C), weights.ravel(), bias, y, W, C, KH, KW, OH, OW)
+    forward.compile(w.dtype)(_flat(x, C), weights.ravel(), bias, y, W, C, KH, KW, OH, OW)
     y = y[:, :OH * OW * bias.size].reshape(N, OH, OW, -1)[..., :F]
     return np.ascontiguousarray(y.transpose(0, 3, 1, 2))
 
@@ -122,7 +122,7 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
         return np.ascontiguousarray(dw[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
     columns = whole(F, x.itemsize)
     dw = np.zeros((min(N, CHUNKS), KH * (KW * C + P) * columns), x.dtype)
-    backward_weight.compile(x.dtype.name)(
+    backward_weight.compile(x.dtype)(
         _flat(x, C), _flat(dy, columns), dw, W, C, columns, KW, OH, OW)
     dw = dw.sum(axis=0).reshape(KH, KW * C + P, columns)[:, :KW * C, :F]
     return np.ascontiguousarray(dw.reshape(KH, KW, C, F).transpose(3, 2, 0, 1))

@@ -143,7 +143,7 @@ def chain_loss_and_gradients(params: dict[str, Array], x: Array, t: Array) -> An
     sums = [np.zeros((chunks, K * (K * C + P) * F), x.dtype) for F, C, K, _ in
             (w.shape for w in layers)] + [np.zeros((chunks, b.size), x.dtype) for b in (b1, b2, b3)]
     losses = np.zeros(chunks)
-    train.compile(x.dtype.name)(
+    train.compile(x.dtype)(
         x, t, x.dtype.type(2 / t.size), rows(w1), b1, rows(w2), b2, rows(taps3), b3,
         rows(back(w2)), rows(back(w3)), *sums, losses, *(w.shape[2] for w in layers))
     *dws, db1, db2, db3 = (each.sum(axis=0) for each in sums)

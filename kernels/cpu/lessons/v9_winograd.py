@@ -117,7 +117,7 @@ def conv2d_forward(x: Array, w: Array, b: Array) -> Array:
             weights[:, :, :C, :F] = np.einsum("pu,qv,fcuv->pqcf", G, G, w[:, :, u:u + 3, v:v + 3],
                                               optimize=True)
             tiles = np.empty((N, 4 * TH, 4 * TW, weights.shape[3]), x.dtype)
-            forward.compile(x.dtype.name)(pixels.reshape(N, -1), weights.ravel(),
+            forward.compile(x.dtype)(pixels.reshape(N, -1), weights.ravel(),
                                           tiles.reshape(N, -1), TH, TW, *weights.shape[2:])
             y += tiles[:, :y.shape[2], :y.shape[3], :F].transpose(0, 3, 1, 2)
     return y
@@ -141,7 +141,7 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
             pixels = _pixels(x[:, :, u:, v:], 4 * TH + 2, 4 * TW + 2)
             CP, FP = pixels.shape[3], gradient.shape[3]
             sums = np.zeros((min(N, CHUNKS), 36 * (CP - CP % -TILE) * FP), x.dtype)
-            backward_weight.compile(x.dtype.name)(
+            backward_weight.compile(x.dtype)(
                 pixels.reshape(N, -1), gradient.reshape(N, -1), sums, TH, TW, CP, FP)
             sums = sums.sum(axis=0).reshape(6, 6, -1, FP)[:, :, :C, :F]
             dw[:, :, u:u + 3, v:v + 3] = np.einsum("pu,qv,pqcf->fcuv", G, G, sums, optimize=True)

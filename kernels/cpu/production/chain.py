@@ -18,7 +18,7 @@ from numba import types
 from ..jit import const, inner, kernel, once
 from ..simd import lanes
 from . import winograd, winograd1d
-from .layout import load_pixels
+from .layout import clear, load_pixels
 from .plan import LAYER, Method
 from .tile import SLACK, dots, product
 from .workers import take_next
@@ -53,7 +53,7 @@ def gather(grads, at, step_f, step_c, step_tap, dw):
                     start += step_tap
 
 
-@kernel(lambda t: (const(t, 4), const(t, 1), *[types.int64] * 6, t[::1]))
+@kernel(lambda t: (const(t, 4), const(t, 1), *[types.int64] * 6, t[::1]), optimize=3)
 def pack(w, b, method, x_stride, y_stride, forward, backward, bias, packed):
     """Lay one layer's weights w (F,C,KH,KW) and biases out as the tiles read them.
 
@@ -276,9 +276,9 @@ def train(x, t, N, size, scale, layers, tables, packed, scratch, grads, losses, 
     packed : array
         Parameters, see :func:`pack`.
     scratch : array
-        The thread's own; zeros at first.
+        The thread's own.
     grads : (chunks, ...) array
-        Zeros; each chunk's gradients, in the layout of the tiles.
+        Filled with each chunk's gradients, in the layout of the tiles.
     losses : (chunks,) float64 array
         Each chunk's sum of squared differences.
     counter : (1,) int64 array
@@ -286,7 +286,10 @@ def train(x, t, N, size, scale, layers, tables, packed, scratch, grads, losses, 
     """
     chunks, records = grads.shape[0], layers.view(LAYER)
     chunk = take_next(counter)
+    if chunk < chunks:
+        clear(scratch)
     while chunk < chunks:
+        clear(grads[chunk])
         loss = 0.0
         for n in range(chunk * size, min((chunk + 1) * size, N)):
             loss += train_patch(x, t, n, scale, records, tables, packed, scratch,
@@ -295,7 +298,7 @@ def train(x, t, N, size, scale, layers, tables, packed, scratch, grads, losses, 
         chunk = take_next(counter)
 
 
-@kernel(lambda t: (t[:, ::1],))
+@kernel(lambda t: (t[:, ::1],), optimize=3)
 def add_chunks(grads):
     """Add all rows to the first, in order."""
     for i in range(1, grads.shape[0]):
@@ -303,7 +306,8 @@ def add_chunks(grads):
             grads[0, j] += grads[i, j]
 
 
-@kernel(lambda t: (const(t, 1), const(types.int64, 1), types.int64, t[:, :, :, ::1], t[::1]))
+@kernel(lambda t: (const(t, 1), const(types.int64, 1), types.int64, t[:, :, :, ::1], t[::1]),
+        optimize=3)
 def unpack(grads, layers, i, dw, db):
     """Copy layer i's gradients from the layout of the tiles to dw (F,C,KH,KW) and db (F,)."""
     layer = layers.view(LAYER)[i]

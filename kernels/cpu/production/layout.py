@@ -17,6 +17,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..jit import SIMD, inner
@@ -73,6 +74,17 @@ def _transpose_all(a, a0, lda, rows, columns, b, b0, ldb):
     for i in range(columns):
         for j in range(whole_rows if i < whole_columns else 0, rows):
             b[b0 + i * ldb + j] = a[a0 + j * lda + i]
+
+
+@intrinsic
+def clear(typingctx: Any, a: Any) -> Any:
+    """Set a[:] = 0, a flat array."""
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array = context.make_array(sig.args[0])(context, builder, args[0])
+        cgutils.memset(builder, array.data, builder.mul(array.nitems, array.itemsize), 0)
+        return context.get_dummy_value()
+
+    return types.void(a), codegen
 
 
 @inner

@@ -11,6 +11,7 @@ of a pixel padded by zeros to a whole number of vectors: then a row of the produ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import addressof, c_char
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -293,12 +294,14 @@ def plan_chain(
                 scratch.size, packed.size, grads.size)
 
 
-def aligned(rows: int, columns: int, dtype: Any) -> Any:
-    """Return zeros (rows, columns) whose first row starts on a cache line.
+def aligned(rows: int, columns: int, dtype: Any, allocate: Any = np.empty) -> Any:
+    """Return an array (rows, columns) whose first row starts on a cache line.
 
     ``columns`` is a multiple of 16, so every row does. A vector that straddles two cache lines
-    costs two loads.
+    costs two loads. ``allocate`` may be ``np.zeros``; arrays of which each thread has its own part
+    are cleared by the threads: all at once, and each finds its part in its own cache.
     """
-    flat = np.zeros(rows * columns + 16, dtype)
-    skip = (-flat.ctypes.data % 64) // flat.itemsize
+    flat = allocate(rows * columns + 16, dtype)
+    address = addressof(c_char.from_buffer(flat))  # a third of the time of flat.ctypes.data
+    skip = (-address % 64) // flat.itemsize
     return flat[skip:skip + rows * columns].reshape(rows, columns)

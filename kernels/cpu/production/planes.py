@@ -30,6 +30,7 @@ from ..jit import SIMD, const, inner, kernel
 from ..simd import Emit, lanes
 from . import workers
 from .chain import add_chunks
+from .layout import clear
 from .plan import aligned
 from .tile import SLACK, make_tile
 from .workers import take_next
@@ -220,7 +221,7 @@ def weight_gradient(x, dy, N, blocks, C, F, pixels, x_rows, dy_rows, grads, coun
     x_rows, dy_rows : int64 arrays
         Starts of the planes in an image, the last one repeated up to a whole tile.
     grads : (chunks, ...) array
-        Zeros; [tile][DF][DC].
+        Filled with [tile][DF][DC].
     blocks, counter
         As for :func:`combine`.
     """
@@ -232,6 +233,7 @@ def weight_gradient(x, dy, N, blocks, C, F, pixels, x_rows, dy_rows, grads, coun
     while following < chunks:
         chunk, following = following, take_next(counter)
         last = min((chunk + 1) * size, items)
+        clear(grads[chunk])
         for item in range(chunk * size, last):
             ahead = item + 1 if item + 1 < last else following * size
             n, first, end = find_block(item, blocks, pixels)
@@ -262,11 +264,11 @@ def combine_planes(x: Array, a: Array, b: Array | None) -> Array:
     if b is not None:
         init += b[:, None]
     rows, cols = np.arange(M) * K, np.arange(K)
-    function, blocks = combine.compile(x.dtype.name), max(1, round(pixels / _BLOCK))
+    function, blocks = combine.compile(x.dtype), max(1, round(pixels / _BLOCK))
     arrays = x.reshape(-1), y.reshape(-1)
     a, init = a.reshape(-1), init.reshape(-1)
     workers.run(lambda i, counter: function(*arrays, N, blocks, K, M, pixels, rows, cols, a, init,
-                                            counter), min(workers.get_threads(), N * blocks))
+                                            counter), workers.share(N * blocks, y.size * K))
     return y
 
 
@@ -279,9 +281,9 @@ def gradient_of_weights(x: Array, dy: Array, most_chunks: int) -> Array:
     chunks = -(-N * blocks // -(-N * blocks // most_chunks))
     grads = aligned(chunks, tiles_f * tiles_c * DF * DC, x.dtype)
     x_rows, dy_rows = (np.minimum(np.arange(n + SLACK), n - 1) * pixels for n in (C, F))
-    function, arrays = weight_gradient.compile(x.dtype.name), (x.reshape(-1), dy.reshape(-1))
+    function, arrays = weight_gradient.compile(x.dtype), (x.reshape(-1), dy.reshape(-1))
     workers.run(lambda i, counter: function(*arrays, N, blocks, C, F, pixels, x_rows, dy_rows,
-                                            grads, counter), min(workers.get_threads(), chunks))
-    add_chunks.compile(x.dtype.name)(grads)
+                                            grads, counter), workers.share(chunks, dy.size * C))
+    add_chunks.compile(x.dtype)(grads)
     dw = grads[0].reshape(tiles_f, tiles_c, DF, DC).swapaxes(1, 2)
     return dw.reshape(tiles_f * DF, tiles_c * DC)[:F, :C].reshape(F, C, 1, 1)

@@ -29,7 +29,7 @@ from .chain import (
     unpack,
     weight_gradient,
 )
-from .layout import copy, load_pixels, store_planes
+from .layout import clear, copy, load_pixels, store_planes
 from .plan import LAYER, Method, aligned, plan_chain, round_up
 from .winograd import outputs
 from .workers import take_next
@@ -76,6 +76,8 @@ def forward(x, y, N, pad_rows, pad_columns, layers, tables, packed, s, counter):
     layer = layers.view(LAYER)[0]
     rows, columns = layer.H - 2 * pad_rows, layer.W - 2 * pad_columns
     n = take_next(counter)
+    if n < N:
+        clear(s)
     while n < N:
         load_image(x, n * layer.C * rows * columns, rows, columns, pad_rows, pad_columns, layer, s)
         forward_layer(layer, tables, packed, s, False)
@@ -91,6 +93,8 @@ def backward_input(dy, dx, N, layers, tables, packed, s, counter):
     layer = layers.view(LAYER)[0]
     size, pixels = layer.OH * layer.OW, layer.H * layer.W
     n = take_next(counter)
+    if n < N:
+        clear(s)
     while n < N:
         load_pixels(dy, n * layer.F * size, layer.F, size, size, s, layer.y_at, layer.y_stride)
         input_gradient(layer, tables, packed, s, False)
@@ -101,12 +105,15 @@ def backward_input(dy, dx, N, layers, tables, packed, s, counter):
 @kernel(lambda t: (const(t, 1), const(t, 1), types.int64, const(types.int64, 1),
                    types.int64[::1], t[::1], t[:, ::1], types.int64[::1]))
 def backward_weight(x, dy, N, layers, tables, s, grads, counter):
-    """Each chunk's dw and db in the layout of the tiles; grads (chunks, ...) starts as zeros."""
+    """Fill grads (chunks, ...) with each chunk's dw and db in the layout of the tiles."""
     layer = layers.view(LAYER)[0]
     chunks = grads.shape[0]
     size = (N + chunks - 1) // chunks
     chunk = take_next(counter)
+    if chunk < chunks:
+        clear(s)
     while chunk < chunks:
+        clear(grads[chunk])
         for n in range(chunk * size, min((chunk + 1) * size, N)):
             load_image(x, n * layer.C * layer.H * layer.W, layer.H, layer.W, 0, 0, layer, s)
             pixels = layer.OH * layer.OW
@@ -152,14 +159,13 @@ def convolve(x: Array, w: Array, b: Array, pad_rows: int = 0, pad_columns: int =
 def convolve_whole(x: Array, w: Array, b: Array, pad_rows: int, pad_columns: int,
                    winograd: bool) -> Array:
     """:func:`convolve`, image by image."""
-    N, name = x.shape[0], x.dtype.name
-    height, width = x.shape[2] + 2 * pad_rows, x.shape[3] + 2 * pad_columns
+    N, height, width = x.shape[0], x.shape[2] + 2 * pad_rows, x.shape[3] + 2 * pad_columns
     plan = plan_chain((w.shape,), height, width, w.itemsize, planar=True, winograd=winograd)
-    packed = aligned(1, plan.packed, w.dtype)[0]
-    pack.compile(name)(w, b, *plan.packing[0], packed)
-    scratch = aligned(min(workers.get_threads(), N), plan.scratch, w.dtype)
+    packed = aligned(1, plan.packed, w.dtype, np.zeros)[0]
+    pack.compile(w.dtype)(w, b, *plan.packing[0], packed)
     y = np.empty((N, w.shape[0], height - w.shape[2] + 1, width - w.shape[3] + 1), x.dtype)
-    function = forward.compile(name)
+    scratch = aligned(workers.share(N, y.size * w[0].size), plan.scratch, w.dtype)
+    function = forward.compile(x.dtype)
     flat_x, flat_y = x.reshape(-1), y.reshape(-1)
     workers.run(lambda i, counter: function(flat_x, flat_y, N, pad_rows, pad_columns, plan.layers,
                                             plan.tables, packed, scratch[i], counter),
@@ -175,18 +181,17 @@ def gradient_of_input(dy: Array, w: Array, winograd: bool = True) -> Array:
     Winograd convolution dx is added up tile by tile instead.
     """
     F, C, KH, KW = w.shape
-    N, name = dy.shape[0], dy.dtype.name
-    height, width = dy.shape[2] + KH - 1, dy.shape[3] + KW - 1
+    N, height, width = dy.shape[0], dy.shape[2] + KH - 1, dy.shape[3] + KW - 1
     winograd = winograd and outputs(F, C, KH, KW) > 0
     if not winograd or is_large(w.shape, height, width):
         flipped = np.ascontiguousarray(w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
         return convolve(dy, flipped, np.zeros(C, w.dtype), KH - 1, KW - 1, winograd)
     plan = plan_chain((w.shape,), height, width, w.itemsize)
-    packed = aligned(1, plan.packed, w.dtype)[0]
-    pack.compile(name)(w, np.zeros(F, w.dtype), *plan.packing[0]._replace(forward_at=-1), packed)
-    scratch = aligned(min(workers.get_threads(), N), plan.scratch, w.dtype)
+    packed = aligned(1, plan.packed, w.dtype, np.zeros)[0]
+    pack.compile(w.dtype)(w, np.zeros(F, w.dtype), *plan.packing[0]._replace(forward_at=-1), packed)
+    scratch = aligned(workers.share(N, dy.size * w[0].size), plan.scratch, w.dtype)
     dx = np.empty((N, C, height, width), dy.dtype)
-    function = backward_input.compile(name)
+    function = backward_input.compile(dy.dtype)
     flat_dy, flat_dx = dy.reshape(-1), dx.reshape(-1)
     workers.run(lambda i, counter: function(flat_dy, flat_dx, N, plan.layers, plan.tables, packed,
                                             scratch[i], counter), len(scratch))
@@ -207,16 +212,15 @@ def sum_whole(x: Array, dy: Array, shape: tuple[int, ...], winograd: bool) -> Ar
     (N, _, H, W), F = x.shape, shape[0]
     plan = plan_chain((shape,), H, W, x.itemsize, planar=True, winograd=winograd)
     chunks = -(-N // -(-N // CHUNKS))
+    dw, db = np.empty(shape, x.dtype), np.empty(F, x.dtype)
     grads = aligned(chunks, plan.grads, x.dtype)
-    scratch = aligned(min(workers.get_threads(), chunks), plan.scratch, x.dtype)
-    name = x.dtype.name
-    function = backward_weight.compile(name)
+    scratch = aligned(workers.share(chunks, dy.size * dw[0].size), plan.scratch, x.dtype)
+    function = backward_weight.compile(x.dtype)
     x, dy = x.reshape(-1), dy.reshape(-1)
     workers.run(lambda i, counter: function(x, dy, N, plan.layers, plan.tables, scratch[i], grads,
                                             counter), len(scratch))
-    add_chunks.compile(name)(grads)
-    dw, db = np.empty(shape, x.dtype), np.empty(F, x.dtype)
-    unpack.compile(name)(grads[0], plan.layers, 0, dw, db)
+    add_chunks.compile(dw.dtype)(grads)
+    unpack.compile(dw.dtype)(grads[0], plan.layers, 0, dw, db)
     return dw
 
 

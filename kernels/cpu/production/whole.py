@@ -25,6 +25,7 @@ from numba import types
 from ..jit import const, inner, kernel, once
 from ..simd import lanes
 from . import winograd, winograd1d
+from .layout import clear
 from .plan import (
     Arena,
     Kernel,
@@ -314,13 +315,15 @@ def predict(image, y, H, W, strip_height, strip_width, layers, packed, scratch, 
     packed : array
         Parameters, see `chain.pack`.
     scratch, tables : arrays
-        The thread's own: zeros, and room for the index tables.
+        The thread's own: room for the activations, and for the index tables.
     counter : (1,) int64 array
         The next strip to be taken, by whichever thread comes first; zero at first.
     """
     records, across = layers.view(RING_LAYER), (W + strip_width - 1) // strip_width
     strips = across * ((H + strip_height - 1) // strip_height)
     strip = take_next(counter)
+    if strip < strips:
+        clear(scratch)
     while strip < strips:
         top, left = strip // across * strip_height, strip % across * strip_width
         predict_strip(image, y, H, W, top, min(top + strip_height, H),

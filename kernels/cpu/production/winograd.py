@@ -360,7 +360,7 @@ def pack_points(w, f_first, packed, at, ld):
     F, C, K = w.shape[:3]
     G = G_5 if K == 5 else G_3
     rows, columns = (F, C) if f_first else (C, F)
-    g, half = np.empty((K, columns)), np.empty((N, K, columns))
+    g, half, total = np.empty((K, columns)), np.empty((N, K, columns)), np.empty(columns)
     for r in range(rows):
         for v in range(K):
             for u in range(K):
@@ -375,11 +375,12 @@ def pack_points(w, f_first, packed, at, ld):
         for p in range(N):
             for q in range(N):
                 to = packed[at + ((p * N + q) * rows + r) * ld:]
+                total[:] = 0.0
+                for v in range(K):
+                    for j in range(columns):
+                        total[j] += G[q, v] * half[p, v, j]
                 for j in range(columns):
-                    total = 0.0
-                    for v in range(K):
-                        total += G[q, v] * half[p, v, j]
-                    to[j] = total
+                    to[j] = total[j]
 
 
 @inner
@@ -387,7 +388,7 @@ def unpack_points(grads, at, ld, dw):
     """Fill dw (F,C,K,K) with G^T [gradient at the points] G."""
     F, C, K = dw.shape[:3]
     G = G_5 if K == 5 else G_3
-    half = np.empty((K, N, F))
+    half, total = np.empty((K, N, F)), np.empty(F)
     for c in range(C):
         for u in range(K):
             for q in range(N):
@@ -397,10 +398,11 @@ def unpack_points(grads, at, ld, dw):
                     row = grads[at + ((p * N + q) * (C + SLACK) + c) * ld:]
                     for f in range(F):
                         half[u, q, f] += G[p, u] * row[f]
-        for f in range(F):
-            for u in range(K):
-                for v in range(K):
-                    total = 0.0
-                    for q in range(N):
-                        total += G[q, v] * half[u, q, f]
-                    dw[f, c, u, v] = total
+        for u in range(K):
+            for v in range(K):
+                total[:] = 0.0
+                for q in range(N):
+                    for f in range(F):
+                        total[f] += G[q, v] * half[u, q, f]
+                for f in range(F):
+                    dw[f, c, u, v] = total[f]

@@ -199,16 +199,21 @@ def weight_gradient(s, x, dy, groups, A, width, pixels, taps, K, at_x, at_dy, gr
 def pack_points(w, packed, at, ld):
     """Store G w as [point][a, v, c][f]; rows are ld apart."""
     F, C, KH, KW = w.shape
-    for f in range(F):
-        for c in range(C):
-            for u in range(0, KH, 3):
-                for v in range(KW):
-                    tap = (u // 3 * KW + v) * C + c
-                    for p in range(N):
+    g = np.empty((3, F))
+    for c in range(C):
+        for u in range(0, KH, 3):
+            for v in range(KW):
+                tap = (u // 3 * KW + v) * C + c
+                for b in range(3):
+                    for f in range(F):
+                        g[b, f] = w[f, c, u + b, v]
+                for p in range(N):
+                    to = packed[at + (p * (KH // 3 * KW * C) + tap) * ld:]
+                    for f in range(F):
                         total = 0.0
                         for b in range(3):
-                            total += G_3[p, b] * w[f, c, u + b, v]
-                        packed[at + (p * (KH // 3 * KW * C) + tap) * ld + f] = total
+                            total += G_3[p, b] * g[b, f]
+                        to[f] = total
 
 
 @inner
@@ -216,12 +221,15 @@ def unpack_points(grads, at, ld, dw):
     """Fill dw (F,C,KH,KW) with G^T [gradient at the points]."""
     F, C, KH, KW = dw.shape
     K = KH // 3 * KW * C
-    for f in range(F):
-        for c in range(C):
-            for u in range(KH):
-                for v in range(KW):
-                    tap = (u // 3 * KW + v) * C + c
-                    total = 0.0
-                    for p in range(N):
-                        total += G_3[p, u % 3] * grads[at + (p * (K + SLACK) + tap) * ld + f]
-                    dw[f, c, u, v] = total
+    total = np.empty(F)
+    for c in range(C):
+        for u in range(KH):
+            for v in range(KW):
+                tap = (u // 3 * KW + v) * C + c
+                total[:] = 0.0
+                for p in range(N):
+                    row = grads[at + (p * (K + SLACK) + tap) * ld:]
+                    for f in range(F):
+                        total[f] += G_3[p, u % 3] * row[f]
+                for f in range(F):
+                    dw[f, c, u, v] = total[f]

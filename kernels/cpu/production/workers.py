@@ -39,6 +39,8 @@ Work = Callable[[int, Any], None]
 
 # Seconds that a helper watches for the next job, and the caller for the helpers, before they sleep.
 _WATCH, _WAIT = 5e-4, 2e-3
+# Multiplications that one thread has done by the time it has handed half of them to another.
+_LITTLE = 1 << 18
 _LINE = 8  # int64 of a cache line
 _CLOSED = 1 << 62  # more than any job has items
 
@@ -54,6 +56,11 @@ def set_threads(count: int) -> None:
     """Use ``count`` threads, at least 1, from now on."""
     global _threads
     _threads = count
+
+
+def share(items: int, multiplications: int) -> int:
+    """Return how many threads to share ``items`` out to: one alone where there is little to do."""
+    return min(_threads, items) if multiplications > _LITTLE else 1
 
 
 @intrinsic
@@ -80,9 +87,22 @@ def _look(typingctx: Any, a: Any, i: Any) -> Any:
     return types.int64(a, types.intp), codegen
 
 
-@kernel(lambda t: (types.int64[::1], types.int64[::1], types.int64, types.int64))
-def _watch_for_job(number, counters, seen, looks):
-    """Return whether there is another job than ``seen``, and somebody at work on it."""
+@intrinsic
+def _show(typingctx: Any, a: Any, i: Any, value: Any) -> Any:
+    """Set a[i] = value; whoever sees it sees all that was written before."""
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        place = context.make_array(sig.args[0])(context, builder, args[0]).data
+        builder.store_atomic(args[2], builder.gep(place, [args[1]]), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, types.int64), codegen
+
+
+@kernel(lambda t: (types.int64[::1], types.int64[::1], types.int64[::1], types.int64, types.int64,
+                   types.int64))
+def _watch_for_job(number, counters, busy, i, seen, looks):
+    """Say that helper i is not busy; return whether another job than ``seen`` has been begun."""
+    _show(busy, i, 0)
     for _ in range(looks):
         job = _look(number, 0)
         if job != seen and _look(counters, job % (counters.size // _LINE) * _LINE) > 0:
@@ -118,7 +138,8 @@ class _Team:
     """Threads 1, 2, ..., which help the caller, thread 0, with one job after the other.
 
     All but the watching holds Python's lock. A helper says with which job it is busy before it
-    looks whether that is still the one; the caller closes the job before it looks who is busy.
+    looks whether that is still the one; the caller closes the job before it looks who is busy. That
+    it is busy no more a helper says when it has let go of the lock: the caller goes on at once.
     """
 
     def __init__(self, helpers: int) -> None:
@@ -139,7 +160,7 @@ class _Team:
         self._end_or_not = _watch_for_end.compile("float32")
         # A look takes 30 ns on one processor and 60 on another.
         start = time.perf_counter()
-        self._job_or_not(self._number, self._counters, 0, 10_000)
+        self._job_or_not(self._number, self._counters, self._busy, 0, 0, 10_000)
         looks = 10_000 / (time.perf_counter() - start)
         self._watch, self._wait = int(_WATCH * looks), int(_WAIT * looks)
         for i in range(helpers):
@@ -189,7 +210,8 @@ class _Team:
     def _help(self, i: int) -> None:
         seen = 0
         while True:
-            if not self._job_or_not(self._number, self._counters, seen, self._watch):
+            if not self._job_or_not(self._number, self._counters, self._busy, i, seen,
+                                    self._watch):
                 self._asleep[i] = True
                 if self._number[0] == seen:
                     self._bells[i].get()
@@ -204,7 +226,6 @@ class _Team:
                 except BaseException as error:
                     job.error = error
             del job
-            self._busy[i] = 0
 
 
 _team: _Team | None = None

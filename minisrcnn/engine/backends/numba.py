@@ -59,8 +59,7 @@ def needs_compiling(job: str = "train", dtype: DTypeLike = "float32") -> bool:
     """
     if job not in _NEEDS:
         raise ValueError(f"job is {job!r}, want one of {', '.join(_NEEDS)}")
-    name = np.dtype(dtype).name
-    return not all(kernel.is_ready(name) for kernel in _NEEDS[job])
+    return not all(kernel.is_ready(np.dtype(dtype)) for kernel in _NEEDS[job])
 
 
 def describe() -> str:
@@ -99,7 +98,7 @@ def conv2d_backward_bias(dy: Array) -> Array:
     """Return the gradient with respect to the biases; see ``reference.conv2d_backward_bias``."""
     checks.conv2d_backward_bias(dy, _ACCEPTS)
     db = np.empty(dy.shape[1], dy.dtype)
-    pointwise.bias_gradient.compile(dy.dtype.name)(dy, db)
+    pointwise.bias_gradient.compile(dy.dtype)(dy, db)
     return db
 
 
@@ -107,7 +106,7 @@ def relu_forward(x: Array) -> Array:
     """Compute the rectified linear unit; see ``reference.relu_forward``."""
     checks.relu_forward(x, _ACCEPTS)
     y = np.empty_like(x, order="C")
-    pointwise.relu.compile(x.dtype.name)(x.reshape(-1), y.reshape(-1))
+    pointwise.relu.compile(x.dtype)(x.reshape(-1), y.reshape(-1))
     return y
 
 
@@ -115,7 +114,7 @@ def relu_backward(dy: Array, y: Array) -> Array:
     """Return the gradient through a ReLU; see ``reference.relu_backward``."""
     checks.relu_backward(dy, y, _ACCEPTS)
     dx = np.empty_like(dy, order="C")
-    pointwise.relu_gradient.compile(y.dtype.name)(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
+    pointwise.relu_gradient.compile(y.dtype)(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
     return dx
 
 
@@ -123,7 +122,7 @@ def mse(y: Array, t: Array) -> tuple[float, Array]:
     """Return the mean squared error and its gradient; see ``reference.mse``."""
     checks.mse(y, t, _ACCEPTS)
     dy = np.empty_like(y, order="C")
-    loss = pointwise.mse.compile(y.dtype.name)(y.reshape(-1), t.reshape(-1), dy.reshape(-1))
+    loss = pointwise.mse.compile(y.dtype)(y.reshape(-1), t.reshape(-1), dy.reshape(-1))
     return float(loss), dy
 
 
@@ -132,11 +131,10 @@ def sgd_update(
 ) -> None:
     """Take one step of gradient descent with momentum, in place; see ``reference.sgd_update``."""
     checks.sgd_update(param, grad, velocity, lr, momentum, _ACCEPTS)
-    name = param.dtype.name
     if velocity is None:
-        pointwise.sgd.compile(name)(param.reshape(-1), grad.reshape(-1), lr)
+        pointwise.sgd.compile(param.dtype)(param.reshape(-1), grad.reshape(-1), lr)
     else:
-        pointwise.sgd_momentum.compile(name)(
+        pointwise.sgd_momentum.compile(param.dtype)(
             param.reshape(-1), grad.reshape(-1), velocity.reshape(-1), lr, momentum
         )
 
@@ -147,7 +145,7 @@ def adam_update(
 ) -> None:
     """Take one step of Adam, in place; see ``reference.adam_update``."""
     checks.adam_update(param, grad, m, v, step, lr, beta1, beta2, eps, _ACCEPTS)
-    pointwise.adam.compile(param.dtype.name)(
+    pointwise.adam.compile(param.dtype)(
         param.reshape(-1), grad.reshape(-1), m.reshape(-1), v.reshape(-1),
         step, lr, beta1, beta2, eps,
     )
@@ -210,14 +208,14 @@ def chain_partials(
         Sums of squared differences.
     """
     pairs = checks.chain_loss_and_gradients(params, x, t, _ACCEPTS)
-    name, dtype, N = x.dtype.name, x.dtype, x.shape[0]
+    dtype, N = x.dtype, x.shape[0]
     plan = plan_chain(tuple(w.shape for w, _ in pairs), x.shape[2], x.shape[3], dtype.itemsize)
     packed = _pack(pairs, plan)
     chunks = -(-N // size)
     partial = aligned(chunks, plan.grads, dtype)
     scratch = aligned(min(workers.get_threads(), chunks), plan.scratch, dtype)
     losses = np.empty(chunks)
-    train = chain.train.compile(name)
+    train = chain.train.compile(dtype)
     flat_x, flat_t, scale = x.reshape(-1), t.reshape(-1), dtype.type(2 / elements)
     workers.run(lambda i, counter: train(flat_x, flat_t, N, size, scale, plan.layers, plan.tables,
                                          packed, scratch[i], partial, losses, counter),
@@ -230,7 +228,7 @@ def add_partials(partial: Array) -> Array:
 
     Column by column, so that the sum of some columns is a part of the sum of all.
     """
-    chain.add_chunks.compile(partial.dtype.name)(partial)
+    chain.add_chunks.compile(partial.dtype)(partial)
     return partial[0]
 
 
@@ -250,13 +248,12 @@ def chain_total(
     losses : array
         From :func:`chain_partials`, of all chunks.
     """
-    name = total.dtype.name
     shapes = tuple(value.shape for value in params.values() if value.ndim == 4)
     plan = plan_chain(shapes, x.shape[2], x.shape[3], total.dtype.itemsize)
     grads = {key: np.empty_like(value) for key, value in params.items()}
     new = list(grads.values())
     for i, (dw, db) in enumerate(zip(new[::2], new[1::2], strict=True)):
-        chain.unpack.compile(name)(total, plan.layers, i, dw, db)
+        chain.unpack.compile(total.dtype)(total, plan.layers, i, dw, db)
     return float(losses.sum()) / elements, grads
 
 
@@ -297,7 +294,7 @@ def _predict(
     y = np.empty((pairs[-1][0].shape[0], H, W), image.dtype)
     packed, scratch = _pack(pairs, plan), aligned(threads, plan.scratch, image.dtype)
     tables = np.empty((threads, plan.tables), np.int64)
-    predict = whole.predict.compile(image.dtype.name)
+    predict = whole.predict.compile(image.dtype)
     flat, flat_y = image.reshape(-1), y.reshape(-1)
     workers.run(lambda i, counter: predict(flat, flat_y, H, W, height, width, plan.layers, packed,
                                            scratch[i], tables[i], counter), threads)
@@ -306,9 +303,9 @@ def _predict(
 
 def _pack(pairs: list[tuple[Array, Array]], plan: Any) -> Array:
     w, _ = pairs[0]
-    packed = aligned(1, plan.packed, w.dtype)[0]
+    packed = aligned(1, plan.packed, w.dtype, np.zeros)[0]
     for (w, b), packing in zip(pairs, plan.packing, strict=True):
-        chain.pack.compile(w.dtype.name)(w, b, *packing, packed)
+        chain.pack.compile(w.dtype)(w, b, *packing, packed)
     return packed
 
 
