@@ -424,9 +424,10 @@ def standard(suite: str, quick: bool = False) -> list[Case]:
     if suite == "ops":
         layers = LAYERS[1:2] if quick else LAYERS
         small = [Convolution(operation, 2, 3, 8, 3, 12, 12) for operation in OPERATIONS]
+        # All layers once before the larger batch: a run that is cut short has a row for each.
         return small + [Convolution(operation, N, C, F, K, side, side)
-                        for C, F, K, side in layers for operation in OPERATIONS
-                        for N in ((32,) if quick else (32, 128))]
+                        for N in ((32,) if quick else (32, 128))
+                        for C, F, K, side in layers for operation in OPERATIONS]
     if suite == "training":
         return [Training(arch, N) for arch in (ARCHS[:1] if quick else ARCHS)
                 for N in ((16, 128) if quick else (16, 32, 128, 512))]
