@@ -18,7 +18,7 @@ from minisrcnn.imaging.metrics import psnr
 from minisrcnn.imaging.prepare import modcrop
 from minisrcnn.imaging.resize import imresize
 
-EPOCHS = 2  # seconds each on two cores
+EPOCHS = 1
 
 
 @pytest.fixture(scope="module")

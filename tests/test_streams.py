@@ -251,7 +251,8 @@ main(sys.argv[1:])
 @pytest.mark.parametrize("home", ["none", "unwritable"])
 @pytest.mark.parametrize("command", [
     "info", "data list", "data verify", "data fetch Set5", "evaluate",
-    "evaluate --data pictures/T91 --scale 2", "upscale pictures/T91/0.png --model m.safetensors",
+    "evaluate --data pictures/T91 --scale 2 --backend numpy",
+    "upscale pictures/T91/0.png --model m.safetensors --backend numpy",
     " ".join(TRAIN) + " --epochs 1 --out run", "train --backend numpy --data T91",
 ])
 def test_no_home(place, command, home):

@@ -606,4 +606,6 @@ def test_host_and_device_go_on_from_each_others_arrays(pictures, tiny, optimizer
         found = made.arrays()
         assert set(found) == set(want)
         for name in start:
-            assert np.abs(found[name] - want[name]).max() < 1e-2 * moved[name], name
+            # Adam divides a gradient by its size: where that is hardly more than the rounding of
+            # float32, the step is as large as any, and rounding decides where it goes.
+            assert np.abs(found[name] - want[name]).max() < 5e-2 * moved[name], name

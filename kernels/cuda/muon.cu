@@ -2,11 +2,11 @@
 //
 //   m <- mu m + (1 - mu) dw
 //   X  = mu m + (1 - mu) dw
-//   w <- w - size lr P X        P: the polynomial of X X^T that takes all singular values to about 1
+//   w <- w - size lr P X     P: the polynomial of X X^T that takes all singular values to about 1
 //
-//     muon_gram            m, X, and for every 64 columns of X their share of X X^T     n / 64 blocks
-//     muon_orthogonalise   add up the shares; five steps of the iteration; P            one block
-//     muon_update          the product P X, and w                                       F n / 128 blocks
+//     muon_gram           m, X, and for every 64 columns of X their share of X X^T  n / 64 blocks
+//     muon_orthogonalise  add up the shares; five steps of the iteration; P            one block
+//     muon_update         the product P X, and w                                 F n / 128 blocks
 //
 // The iteration runs among matrices of F x F alone, which one block does in the time of a launch or
 // two; so X, which may have 1600 columns, is read twice in all. Every sum has a fixed order.
@@ -68,9 +68,9 @@ struct __align__(16) Pack {
   real at[PACK];
 };
 
-// out = x a^T b + y b + z I, by all threads of the block; a thread computes PACK numbers of a column,
-// whose numbers of `a` stand side by side. The matrices lie in global memory, whose nearest cache
-// holds them: so F has no limit but patience.
+// out = x a^T b + y b + z I, by all threads of the block; a thread computes PACK numbers of a
+// column, whose numbers of `a` stand side by side. The matrices lie in global memory, whose nearest
+// cache holds them: so F has no limit but patience.
 __device__ __forceinline__ void multiply(const real* a, const real* b, real* out, int S, real x,
                                          real y, real z) {
   for (int q = threadIdx.x; q < S * S / PACK; q += ORTHO_THREADS) {
@@ -89,9 +89,9 @@ __device__ __forceinline__ void multiply(const real* a, const real* b, real* out
   }
 }
 
-// Newton-Schulz, multiplied out: with G = X X^T / trace, whose eigenvalues are at most 1, five times
+// Newton-Schulz, multiplied out: with G = X X^T / trace, whose eigenvalues are at most 1, repeat
 //
-//   T <- a I + b G + c G^2        P <- T P        G <- T G T
+//   T <- a I + b G + c G^2        P <- T P        G <- T G T        (five times)
 //
 // T and G are symmetric, so that a^T b above is a b. `work` holds five matrices; P / sqrt(trace) is
 // left in the first.
