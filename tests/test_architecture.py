@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "minisrcnn"
-BUILT = ROOT / PACKAGE / "_gradcheck_np"  # a project of its own; where it was built, copies are there
+BUILT = ROOT / PACKAGE / "_gradcheck_np"  # a project of its own, with copies where it was built
 
 
 def name_of(path):
