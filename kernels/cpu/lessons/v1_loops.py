@@ -105,11 +105,11 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
 #                           forward   input gradient  weight gradient
-#   9x9, 1 -> 64          7.2 / 7.2                         4.4 / 4.3
-#   1x1, 64 -> 32         1.5 / 1.5        0.8 / 0.8        4.4 / 4.4
-#   5x5, 32 -> 1          4.5 / 4.5        4.3 / 4.2        4.5 / 4.4
-#   5x5, 64 -> 32         4.5 / 4.5        4.3 / 4.4        4.5 / 4.4
-#   3x3, 64 -> 32         4.5 / 4.5        3.1 / 3.1        4.5 / 4.5
+#   9x9, 1 -> 64          2.9 / 3.0                         2.0 / 2.0
+#   1x1, 64 -> 32         0.7 / 0.6        0.4 / 0.4        2.0 / 2.0
+#   5x5, 32 -> 1          1.9 / 1.9        2.7 / 2.7        2.0 / 2.0
+#   5x5, 64 -> 32         2.0 / 1.9        2.8 / 2.5        1.9 / 2.0
+#   3x3, 64 -> 32         2.0 / 2.0        1.6 / 1.6        2.0 / 2.0
 #
 # What is slow: every multiplication waits for the addition before it, four cycles, because
 # sums of floating-point numbers may not be taken in another order without being asked for; and

@@ -107,11 +107,11 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
 #                           forward   input gradient  weight gradient
-#   9x9, 1 -> 64            16 / 16                           17 / 17
-#   1x1, 64 -> 32           13 / 13          13 / 13          17 / 17
-#   5x5, 32 -> 1            12 / 12        9.5 / 9.5          11 / 11
-#   5x5, 64 -> 32           12 / 11        9.2 / 9.6          11 / 11
-#   3x3, 64 -> 32           12 / 11          11 / 10          10 / 10
+#   9x9, 1 -> 64          4.8 / 9.5                         8.0 / 8.0
+#   1x1, 64 -> 32         5.7 / 5.7        5.0 / 5.0        7.2 / 7.2
+#   5x5, 32 -> 1          7.7 / 8.2        4.5 / 3.2        5.3 / 7.5
+#   5x5, 64 -> 32         8.3 / 8.5        5.1 / 5.5        7.1 / 7.0
+#   3x3, 64 -> 32         7.8 / 7.7        6.0 / 5.9        5.9 / 6.5
 #
 # What is slow: each multiplication still loads two numbers and stores one, where the processor
 # can do two multiplications for two loads. A row of 25 is one and a half vectors. And one core

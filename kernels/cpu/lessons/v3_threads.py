@@ -109,11 +109,11 @@ def conv2d_backward_weight(x: Array, dy: Array) -> Array:
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
 #                           forward   input gradient  weight gradient
-#   9x9, 1 -> 64            16 / 33                           13 / 26
-#   1x1, 64 -> 32           13 / 26          13 / 24          12 / 25
-#   5x5, 32 -> 1            12 / 23         9.6 / 18          12 / 23
-#   5x5, 64 -> 32           12 / 23         9.7 / 19          12 / 23
-#   3x3, 64 -> 32           12 / 23          10 / 21          11 / 21
+#   9x9, 1 -> 64          6.2 / 9.9                          9.0 / 10
+#   1x1, 64 -> 32         5.1 / 6.0        5.7 / 6.1         8.6 / 17
+#   5x5, 32 -> 1           7.7 / 15        4.9 / 8.1         8.8 / 16
+#   5x5, 64 -> 32          8.2 / 11        5.2 / 9.9         5.9 / 11
+#   3x3, 64 -> 32         4.5 / 6.9        6.1 / 7.8         6.6 / 11
 #
 # What is slow: what was slow in lesson 2, on every core. ``prange`` also compiles for some seconds,
 # and its threads do not survive a fork; production uses threads of its own.

@@ -139,11 +139,11 @@ def _to_planes(y: Array) -> Array:
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
 #                           forward   input gradient  weight gradient
-#   9x9, 1 -> 64            24 / 36                           24 / 42
-#   1x1, 64 -> 32          6.0 / 10          23 / 24          32 / 38
-#   5x5, 32 -> 1            16 / 21         11 / 9.4          14 / 23
-#   5x5, 64 -> 32           19 / 39          22 / 43          28 / 54
-#   3x3, 64 -> 32           18 / 35          26 / 51          32 / 60
+#   9x9, 1 -> 64           9.0 / 18                           16 / 20
+#   1x1, 64 -> 32         2.7 / 2.9          11 / 14         9.8 / 16
+#   5x5, 32 -> 1           8.9 / 14         6.9 / 11        5.3 / 7.8
+#   5x5, 64 -> 32           15 / 22          13 / 23          18 / 31
+#   3x3, 64 -> 32          9.9 / 15          15 / 23          21 / 31
 #
 # What is slow: each vector of sums is loaded and stored again for every single multiplication. It
 # would have to stay in a register.

@@ -118,11 +118,11 @@ def _columns(x: Array, KH: int, KW: int) -> Array:
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
 #                           forward   input gradient  weight gradient
-#   9x9, 1 -> 64          103 / 159                         102 / 152
-#   1x1, 64 -> 32          97 / 120        102 / 145         96 / 144
-#   5x5, 32 -> 1            11 / 11        1.9 / 1.9          11 / 11
-#   5x5, 64 -> 32          93 / 144         98 / 162         87 / 139
-#   3x3, 64 -> 32          89 / 131         95 / 156         86 / 131
+#   9x9, 1 -> 64            57 / 79                           56 / 86
+#   1x1, 64 -> 32           55 / 82          49 / 73          50 / 83
+#   5x5, 32 -> 1          6.5 / 6.5        1.2 / 1.2        5.6 / 6.2
+#   5x5, 64 -> 32           55 / 67          38 / 66          37 / 64
+#   3x3, 64 -> 32           55 / 61          52 / 71          52 / 58
 #
 # What is slow: every number of the image is copied KH*KW times, written and read again, which
 # for 9x9 takes longer than the product; these copies are made by one thread. (With ``prange`` for

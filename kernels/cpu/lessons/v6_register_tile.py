@@ -139,11 +139,11 @@ def _flat(x: Array, channels: int) -> Array:
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
 #                           forward   input gradient  weight gradient
-#   9x9, 1 -> 64           99 / 137                          91 / 149
-#   1x1, 64 -> 32           68 / 85          57 / 69         75 / 104
-#   5x5, 32 -> 1            17 / 29          33 / 44          50 / 69
-#   5x5, 64 -> 32         209 / 365        133 / 222        132 / 247
-#   3x3, 64 -> 32         193 / 307        118 / 185        128 / 230
+#   9x9, 1 -> 64            40 / 57                           33 / 48
+#   1x1, 64 -> 32           14 / 23          20 / 27          14 / 19
+#   5x5, 32 -> 1            12 / 12          19 / 20          23 / 28
+#   5x5, 64 -> 32           64 / 93          47 / 66          46 / 81
+#   3x3, 64 -> 32           55 / 74          43 / 59          44 / 61
 #
 # What is slow: y goes to memory after each layer and comes back for the next, and it is transposed
 # from planes to channels-last and back every time.

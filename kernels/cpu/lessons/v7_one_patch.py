@@ -157,7 +157,7 @@ def chain_loss_and_gradients(params: dict[str, Array], x: Array, t: Array) -> An
 
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
-#   training step 9-1-5: 84 / 165
+#   training step 9-1-5: 36 / 56
 #
 # What is slow: what is not the tile, which alone reaches 150 on 5x5 in lesson 6: filters padded to
 # whole vectors, the shifted sum of conv3, its single filter. And there is a way to multiply less.

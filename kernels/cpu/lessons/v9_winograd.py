@@ -159,11 +159,11 @@ def _pixels(x: Array, rows: int, columns: int) -> Array:
 # MEASURED, GFLOP/s, one thread / 2 threads (python -m benchmarks.lessons):
 #
 #                           forward   input gradient  weight gradient
-#   9x9, 1 -> 64           6.8 / 11                          9.6 / 17
-#   1x1, 64 -> 32           28 / 40          23 / 33          26 / 38
-#   5x5, 32 -> 1          5.6 / 9.1        3.6 / 5.4        5.2 / 8.1
-#   5x5, 64 -> 32         156 / 220         93 / 133        154 / 224
-#   3x3, 64 -> 32         276 / 394        160 / 221        254 / 358
+#   9x9, 1 -> 64          2.5 / 3.5                         3.1 / 6.2
+#   1x1, 64 -> 32         6.0 / 7.8        4.8 / 6.9        5.3 / 7.4
+#   5x5, 32 -> 1          1.6 / 2.1        1.1 / 1.4        1.7 / 2.0
+#   5x5, 64 -> 32           40 / 52          24 / 35          35 / 54
+#   3x3, 64 -> 32           63 / 72          44 / 61          57 / 75
 #
 # What is slow: the other layers of SRCNN: one channel, one filter or a 1x1 kernel leave nothing
 # to save between the transforms. Production takes other points, has tiles for 5x5 and, in one
