@@ -20,7 +20,8 @@ from PIL import Image, features
 from minisrcnn import MinisrcnnError
 from minisrcnn.checkpoint import save_model
 from minisrcnn.imaging.metadata import edit_exif, exif_orientation, without_orientation
-from minisrcnn.upscale.batch import Manifest, run_jobs, shard_of
+from minisrcnn.upscale import batch
+from minisrcnn.upscale.batch import Manifest, run_jobs, run_workers, shard_of
 from minisrcnn.upscale.plan import Job, find_sources, make_plan
 from minisrcnn.upscale.run import Options, upscale_file
 
@@ -318,6 +319,60 @@ def test_workers_shards_manifest_and_resume(tmp_path, model):
     done = command("in", "-r", "-o", "o2", "--model", model, "--shard", "1/4", "--manifest",
                    "m.jsonl", cwd=tmp_path)
     assert b"Part 1 of 4: 2 of 6" in done.stderr and (tmp_path / "m.1-of-4.jsonl").exists()
+
+
+forked = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+
+
+def networks(factor):
+    return [(identity(), 2)]
+
+
+@forked
+def test_a_picture_that_kills_its_worker_fails_alone(tmp_path, monkeypatch):
+    """Twice, the second time with no other picture under way; no other one is blamed."""
+    jobs = []
+    for i in range(12):
+        colours(i).save(tmp_path / f"{i:02}.png")
+        jobs.append(Job(tmp_path / f"{i:02}.png", tmp_path / f"{i:02}_x2.png"))
+    true = batch.upscale_file
+
+    def upscale(job, *more):
+        if job.source.stem in ("03", "04", "11"):
+            (tmp_path / f".{job.target.name}.1-ab.part").touch()
+            (tmp_path / f"{job.source.stem}.{os.getpid()}.died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return true(job, *more)
+
+    monkeypatch.setattr(batch, "upscale_file", upscale)
+    seen = []
+    outcomes = list(run_workers(jobs, networks, lambda: networks, Options(scale=2), 2, seen.append))
+    assert sorted(o.job.source.stem for o in outcomes) == [f"{i:02}" for i in range(12)]
+    assert {o.job.source.stem: o.error for o in outcomes if o.error} == {
+        n: f"{tmp_path / n}.png: its worker process died twice (exit code -9)"
+        for n in ("03", "04", "11")}
+    assert seen == list(range(1, 13))
+    assert len(list(tmp_path.glob("*_x2.png"))) == 9 and not list(tmp_path.glob("*.part"))
+    assert all(len(list(tmp_path.glob(f"{n}.*.died"))) <= 2 for n in ("03", "04", "11"))
+
+
+def die():
+    os._exit(7)
+
+
+def refuse():
+    raise MinisrcnnError("m.safetensors: is gone")
+
+
+@forked
+@pytest.mark.parametrize("load, says", [
+    (die, r"3 worker processes died at their start, one after another \(exit code 7\)"),
+    (refuse, "a worker process cannot start: m.safetensors: is gone"),
+])
+def test_workers_that_cannot_start_end_the_run(tmp_path, load, says):
+    jobs = [Job(tmp_path / f"{i}.png", tmp_path / f"{i}_x2.png") for i in range(20)]
+    with pytest.raises(MinisrcnnError, match=says):
+        list(run_workers(jobs, networks, load, Options(scale=2), 2))
 
 
 def test_standard_input_and_output(tmp_path, model):

@@ -7,16 +7,16 @@ which a run that was killed is taken up again.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -30,7 +30,8 @@ from .run import Options, Result, remove_leftovers, upscale_file
 if TYPE_CHECKING:
     from .pixels import Networks
 
-_SIDE_BY_SIDE = 2  # pictures under way in one process: one computes while another is compressed
+SIDE_BY_SIDE = 2  # pictures under way in a process: one computes while another is written
+_STARTS = 3  # workers in a row that may die at their start
 _SMALL = 4_000_000  # pixels of the pictures that may be under way beside another
 
 
@@ -69,6 +70,64 @@ class Gate:
                 self._change.notify_all()
 
 
+class SideBySide:
+    """Upscales a few pictures at once, in threads of this process.
+
+    Parameters
+    ----------
+    networks, options
+        As for :func:`minisrcnn.upscale.run.upscale_file`.
+    report : callable, optional
+        Called, from any thread, with the number of pictures done, the begun ones in part.
+    """
+
+    def __init__(
+        self, networks: Networks, options: Options, report: Report | None = None
+    ) -> None:
+        self._networks, self._options, self._report = networks, options, report
+        self._pool = ThreadPoolExecutor(SIDE_BY_SIDE)
+        self._gate = Gate()
+        self._parts: dict[Job, float] = {}
+        self._done = 0
+        self._count = threading.Lock()
+        self._stopped = threading.Event()
+
+    def submit(self, job: Job) -> Future[Outcome]:
+        """Begin a picture as soon as there is room."""
+        return self._pool.submit(self.upscale, job)
+
+    def upscale(self, job: Job) -> Outcome:
+        """Upscale a picture in this thread."""
+        def progress(part: float) -> None:
+            if self._stopped.is_set():
+                raise KeyboardInterrupt
+            if self._report is None:
+                return
+            with self._count:
+                if outcome is None:
+                    self._parts[job] = part
+                else:
+                    del self._parts[job]
+                    self._done += 1
+                done = self._done + sum(self._parts.values())
+            self._report(done)
+
+        outcome: Outcome | None = None
+        progress(0)
+        try:
+            result = upscale_file(job, self._networks, self._options, progress, self._gate)
+            outcome = Outcome(job, result, None)
+        except MinisrcnnError as error:
+            outcome = Outcome(job, None, str(error))
+        progress(1)
+        return outcome
+
+    def stop(self) -> None:
+        """End what is under way, with nothing left half written, and begin nothing more."""
+        self._stopped.set()
+        self._pool.shutdown(cancel_futures=True)
+
+
 def run_jobs(
     jobs: Sequence[Job], networks: Networks, options: Options, report: Report | None = None
 ) -> Iterator[Outcome]:
@@ -76,52 +135,25 @@ def run_jobs(
 
     Parameters
     ----------
-    jobs, networks, options
+    jobs
         As for :func:`minisrcnn.upscale.run.upscale_file`.
-    report : callable, optional
-        Called, from any thread, with the number of pictures done, the begun ones in part.
+    networks, options, report
+        As for :class:`SideBySide`.
     """
-    stopped = threading.Event()
-    parts: dict[int, float] = {}
-    gate = Gate()
-
-    def one(number: int) -> Outcome:
-        def progress(part: float) -> None:
-            if stopped.is_set():
-                raise KeyboardInterrupt
-            parts[number] = part
-            if report is not None:
-                report(sum(list(parts.values())))
-
-        job = jobs[number]
-        outcome = _attempt(lambda: upscale_file(job, networks, options, progress, gate), job)
-        progress(1)
-        return outcome
-
+    several = SideBySide(networks, options, report)
     if len(jobs) == 1:
-        yield one(0)
+        yield several.upscale(jobs[0])
         return
-    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-        waiting: deque[Future[Outcome]] = deque()
-        try:
-            for number in range(len(jobs)):
-                waiting.append(pool.submit(one, number))
-                if len(waiting) > 2 * _SIDE_BY_SIDE:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            stopped.set()
-            for future in waiting:
-                future.cancel()
-            wait(waiting)
-
-
-def _attempt(work: Callable[[], Result], job: Job) -> Outcome:
+    waiting: deque[Future[Outcome]] = deque()
     try:
-        return Outcome(job, work(), None)
-    except MinisrcnnError as error:
-        return Outcome(job, None, str(error))
+        for job in jobs:
+            waiting.append(several.submit(job))
+            if len(waiting) > 2 * SIDE_BY_SIDE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        several.stop()
 
 
 # --- several processes ---------------------------------------------------------------------------
@@ -133,8 +165,9 @@ def run_workers(
 ) -> Iterator[Outcome]:
     """Upscale pictures in ``count`` processes; yield their outcomes as they come.
 
-    A worker that dies is replaced, and its picture is tried once more; if that fails too,
-    the picture has failed and the others go on.
+    Each has two pictures under way. One that dies is replaced, and its pictures are tried once
+    more, each as the only one of a worker: if that dies too, the picture has failed, and the
+    others go on.
 
     Parameters
     ----------
@@ -142,14 +175,19 @@ def run_workers(
         As for :func:`minisrcnn.upscale.run.upscale_file`.
     load : callable
         Returns the networks again; can be pickled, for each worker loads its own.
+
+    Raises
+    ------
+    MinisrcnnError
+        If workers cannot be started.
     """
     from multiprocessing import connection
 
     context = _context(networks)
     threads = max(1, _processors() // count)
-    waiting = deque((job, 0) for job in jobs)
+    waiting, suspects = deque(jobs), deque[Job]()
     workers: dict[Any, _Worker] = {}
-    done = 0
+    done = deaths = 0  # deaths at the start, since a worker was last ready
 
     def start() -> None:
         ours, theirs = context.Pipe()
@@ -163,32 +201,64 @@ def run_workers(
         theirs.close()
         workers[ours] = _Worker(process)
 
+    def task_for(worker: _Worker) -> Job | None:
+        if worker.alone or len(worker.tasks) == SIDE_BY_SIDE:
+            return None
+        if suspects:
+            worker.alone = not worker.tasks
+            return suspects.popleft() if worker.alone else None
+        return waiting.popleft() if waiting else None
+
     def give(pipe: Any) -> None:
+        """Give a worker that is ready what it has room for, or send it home."""
         worker = workers[pipe]
-        worker.task = waiting.popleft() if waiting else None
         with contextlib.suppress(OSError):  # dead: the end of the pipe will say so
-            pipe.send(worker.task and worker.task[0])
+            while (job := task_for(worker)) is not None:
+                worker.tasks.append(job)
+                pipe.send(job)
+            if not worker.tasks:
+                pipe.send(None)
+
+    def bury(pipe: Any) -> Outcome | None:
+        """Take back what a dead worker had; return the outcome if it is known."""
+        worker = workers.pop(pipe)
+        worker.process.join()
+        for job in worker.tasks:
+            remove_leftovers(job.target)
+        if not worker.alone:
+            suspects.extend(worker.tasks)
+            return None
+        return Outcome(worker.tasks[0], None, f"{worker.tasks[0].source}: its worker process died "
+                       f"twice (exit code {worker.process.exitcode})")
 
     try:
         for _ in range(min(count, len(jobs))):
             start()
-        for pipe in list(workers):
-            give(pipe)
         while workers:
             ready: list[Any] = connection.wait(list(workers))
             for pipe in ready:
                 worker = workers[pipe]
-                outcome: Outcome | None
+                outcome: Outcome | None = None
                 try:
-                    outcome = pipe.recv()
+                    message = pipe.recv()
                 except (EOFError, OSError):
-                    del workers[pipe]
-                    worker.process.join()
-                    outcome = _after_death(worker, waiting)
-                    if waiting and len(workers) < count:
+                    outcome = bury(pipe)
+                    deaths += not worker.ready
+                    if deaths == _STARTS:
+                        raise MinisrcnnError(
+                            f"{deaths} worker processes died at their start, one after another "
+                            f"(exit code {worker.process.exitcode})") from None
+                    if waiting or suspects:
                         start()
-                        give(list(workers)[-1])
                 else:
+                    if not worker.ready:
+                        if message is not None:
+                            raise MinisrcnnError(f"a worker process cannot start: {message}")
+                        worker.ready, deaths = True, 0
+                    else:
+                        outcome = message
+                        worker.tasks.remove(outcome.job)
+                        worker.alone = False
                     give(pipe)
                 if outcome is not None:
                     done += 1
@@ -204,20 +274,12 @@ def run_workers(
 
 @dataclass
 class _Worker:
+    """A worker process: whether it has loaded the networks, and the pictures that it has."""
+
     process: Any
-    task: tuple[Job, int] | None = None
-
-
-def _after_death(worker: _Worker, waiting: deque[tuple[Job, int]]) -> Outcome | None:
-    if worker.task is None:  # it had been sent home
-        return None
-    job, deaths = worker.task
-    remove_leftovers(job.target)
-    if deaths == 0:
-        waiting.appendleft((job, 1))
-        return None
-    code = worker.process.exitcode
-    return Outcome(job, None, f"{job.source}: its worker process died twice (exit code {code})")
+    ready: bool = False
+    tasks: list[Job] = field(default_factory=list)
+    alone: bool = False  # its picture is one that a worker died of, perhaps
 
 
 def _context(networks: Networks) -> Any:
@@ -229,10 +291,15 @@ def _context(networks: Networks) -> Any:
     """
     import multiprocessing
 
+    safe = sys.platform == "linux" and _try(networks).NAME in ("numba", "numpy", "reference")
+    return multiprocessing.get_context("fork" if safe else "spawn")
+
+
+def _try(networks: Networks) -> Any:
+    """Upscale one pixel, so that what does not work fails now; return the backend."""
     net, scale = networks(1)[0]
     upscale_image(np.zeros((1, 1, 3), np.uint8), net, scale)
-    safe = sys.platform == "linux" and net.backend.NAME in ("numba", "numpy", "reference")
-    return multiprocessing.get_context("fork" if safe else "spawn")
+    return net.backend
 
 
 def _processors() -> int:
@@ -249,24 +316,47 @@ def _work(
         ours.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     signal.signal(signal.SIGTERM, _leave)
-    _hold_signals(False)
+    several = None
     try:
+        _hold_signals(False)
         from ..imaging.decode import quiet
 
         with quiet():
-            networks = load()
-            backend = networks(1)[0][0].backend
+            try:
+                networks = load()
+                backend = _try(networks)
+            except MinisrcnnError as error:
+                pipe.send(str(error))
+                os._exit(0)
             if hasattr(backend, "set_threads") and "NUMBA_NUM_THREADS" not in os.environ:
                 with contextlib.suppress(ValueError):  # fewer are allowed anyway
                     backend.set_threads(threads)
+            several, sending = SideBySide(networks, options), threading.Lock()
+            pipe.send(None)
+
+            def send(future: Future[Outcome]) -> None:
+                if future.cancelled() or isinstance(future.exception(), KeyboardInterrupt):
+                    return
+                try:
+                    with sending:
+                        pipe.send(future.result())
+                except BrokenPipeError:
+                    pass
+                except BaseException:  # a fault of ours: the parent sees that this process is gone
+                    traceback.print_exc()
+                    os._exit(1)
+
             while (job := pipe.recv()) is not None:
-                pipe.send(_attempt(functools.partial(upscale_file, job, networks, options), job))
+                several.submit(job).add_done_callback(send)
     except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent is gone, or stops us
         pass
+    if several is not None:
+        several.stop()
     os._exit(0)  # what else there is in this process, a progress bar, is the parent's
 
 
 def _leave(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once: a job that is stopped may say so to all, and we
     raise KeyboardInterrupt
 
 
