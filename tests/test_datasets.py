@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -300,6 +301,21 @@ def test_a_cache_that_cannot_be_written_to(empty, server, monkeypatch):
     with pytest.raises(MinisrcnnError, match="cannot write to the cache") as error:
         fetch("Set5", server.url)
     assert "\n" not in str(error.value)
+
+
+def test_a_cache_of_somebody_else(empty, server, monkeypatch):
+    """Pooch tries the folder with a temporary file; root may write to any, so the system is asked."""
+    import pooch.utils
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", "/cache/tmp")
+
+    monkeypatch.setattr(pooch.utils.tempfile, "NamedTemporaryFile", refuse)
+    with pytest.raises(MinisrcnnError) as error:
+        fetch("Set5", server.url)
+    assert str(error.value) == (
+        f"Set5: cannot write to the cache {cache_dir()} (Permission denied): set MINISRCNN_CACHE "
+        "to a folder that you can write to, or name one that has the set with --data")
 
 
 def test_several_fetch_at_once(server):

@@ -237,24 +237,24 @@ def test_without_a_compiler_one_sentence_says_so(monkeypatch):
 
 def test_the_cache_is_private(monkeypatch, tmp_path):
     monkeypatch.setenv("MINISRCNN_CACHE", str(tmp_path))
-    folder = build.cache_directory()
+    folder = build.cache_directory()[0]
     assert folder.parent == tmp_path
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     folder.chmod(0o777)
-    with pytest.raises(MinisrcnnError, match="others can write to it"):
-        build.cache_directory()
+    with pytest.raises(MinisrcnnError, match="not a folder of yours alone"):
+        build.cache_directory()[0]
     folder.chmod(0o700)
     monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
-    with pytest.raises(MinisrcnnError, match="not a folder of yours"):
-        build.cache_directory()
+    with pytest.raises(MinisrcnnError, match="not a folder of yours alone"):
+        build.cache_directory()[0]
 
 
 def test_the_cache_is_no_link_to_elsewhere(monkeypatch, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "cuda-on-cpu").symlink_to(tmp_path / "elsewhere")
     monkeypatch.setenv("MINISRCNN_CACHE", str(tmp_path))
-    with pytest.raises(MinisrcnnError, match="not a folder of yours"):
-        build.cache_directory()
+    with pytest.raises(MinisrcnnError, match="not a folder of yours alone"):
+        build.cache_directory()[0]
 
 
 @needs_compiler

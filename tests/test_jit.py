@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
 import pytest
 from minisrcnn.kernels.cpu import jit
 from minisrcnn.kernels.cpu.production import pointwise
+
+from minisrcnn.engine.backends import announce_backend
+from minisrcnn.engine.backends import numba as numba_backend
 
 
 @pytest.fixture
@@ -74,7 +78,7 @@ def test_damaged_file_is_compiled_anew(folder, place):
 def test_folder_that_others_can_write_to_is_refused(folder):
     folder.mkdir()
     folder.chmod(0o777)
-    with pytest.warns(RuntimeWarning, match=r"will not load .* mode 777\).*chmod 700"):
+    with pytest.warns(RuntimeWarning, match=r"will not load .* mode 777\); chmod 700"):
         assert run(fresh()) == [0, 2]
     assert list(folder.iterdir()) == [] and not fresh().is_ready("float32")
 
@@ -93,29 +97,58 @@ def test_folder_of_somebody_else_is_refused(folder):
     folder.mkdir(mode=0o700)
     os.chown(folder, 54321, 54321)
     with pytest.warns(RuntimeWarning, match="owner 54321"):
-        assert jit.cache_folder() is None
+        assert jit.cache_folder()[0] is None
 
 
 def test_link_in_the_place_of_the_folder_is_refused(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.warns(RuntimeWarning, match="will not load"):
-        assert jit.cache_folder() is None
+        assert jit.cache_folder()[0] is None
 
 
-@pytest.mark.parametrize("variables", [
+@pytest.fixture(params=[
     {"NUMBA_CACHE_DIR": os.devnull}, {"HOME": os.devnull, "XDG_CACHE_HOME": os.devnull}])
-def test_works_where_no_folder_can_be_made(variables, monkeypatch):
+def nowhere(request, monkeypatch):
+    """The usual folder cannot be made."""
     for name in ("NUMBA_CACHE_DIR", "MINISRCNN_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
+    for name, value in request.param.items():
         monkeypatch.setenv(name, value)
     jit.cache_folder.cache_clear()
-    try:
-        assert jit.cache_folder() is None
-        assert run(fresh()) == [0, 2] and not fresh().is_ready("float32")
-    finally:
-        jit.cache_folder.cache_clear()
+    yield
+    jit.cache_folder.cache_clear()
+
+
+def test_kept_among_the_temporary_files_where_the_usual_folder_cannot_be(
+        nowhere, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder, problem = jit.cache_folder()
+    assert folder == tmp_path / f"minisrcnn-{os.geteuid()}" / f"cpu-kernels-{os.geteuid()}"
+    assert "), but for a while in" in problem and "\n" not in problem
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+    said = []
+    monkeypatch.setattr(numba_backend, "needs_compiling", lambda job: True)
+    announce_backend(numba_backend, "numba", said.append)
+    assert said[1] == f"Compiling the kernels of the numba backend: seconds; {problem}."
+
+
+def test_folder_among_the_temporary_files_that_somebody_else_made(nowhere, tmp_path, monkeypatch):
+    """There, anybody can make a folder of this name before us, and change what is in it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    other = tmp_path / f"minisrcnn-{os.geteuid()}"
+    other.mkdir()
+    other.chmod(0o777)
+    with pytest.warns(RuntimeWarning, match="will not load"):
+        assert jit.cache_folder()[0] is None
+    assert list(other.iterdir()) == []
+
+
+def test_works_where_no_folder_can_be_made(nowhere, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", os.devnull)
+    with pytest.warns(RuntimeWarning, match="each process compiles them anew"):
+        assert jit.cache_folder()[0] is None
+    assert run(fresh()) == [0, 2] and not fresh().is_ready("float32")
 
 
 def test_what_nobody_uses_is_removed(folder):
@@ -160,7 +193,7 @@ def test_processes_share_it_and_vector_units_do_not(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_child_forked_while_a_thread_compiles_can_compile():
+def test_child_forked_while_a_thread_compiles_can_compile(tmp_path):
     """The thread holds the compiler's lock; in the child nobody would ever give it back."""
     process = start("""
 import os, signal, threading
@@ -182,11 +215,11 @@ compiling.wait()
 pid = os.fork()
 forked.set()
 if pid == 0:
-    signal.alarm(60)
+    signal.alarm(300)
     pointwise.sgd.compile("float32")(np.ones(2, np.float32), np.ones(2, np.float32), 0.5)
     os._exit(0)
 thread.join()
 print("child:", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-""", NUMBA_CACHE_DIR=os.devnull)
+""", NUMBA_CACHE_DIR=str(tmp_path))
     out, err = process.communicate()
     assert out.strip() == "child: 0", err

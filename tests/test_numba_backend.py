@@ -294,7 +294,7 @@ def test_unknown_vector_unit_is_refused():
     assert done.returncode != 0 and "MINISRCNN_SIMD is 'mmx', want one of avx512" in done.stderr
 
 
-def test_compiling_leaves_numbas_settings_alone():
+def test_compiling_leaves_numbas_settings_alone(tmp_path):
     done = run_python("""
 import threading, numba
 from minisrcnn.engine.backends import numba as backend
@@ -306,7 +306,7 @@ for call in calls:
 for call in calls:
     call.join()
 print(numba.config.OPT is usual)
-""", NUMBA_CACHE_DIR=os.devnull)
+""", NUMBA_CACHE_DIR=str(tmp_path))
     assert done.stdout.strip() == "True", done.stderr
 
 

@@ -12,7 +12,7 @@ user's and that nobody else can write to.
 
 The folder is ``cpu-kernels-UID`` in ``NUMBA_CACHE_DIR``, else in ``MINISRCNN_CACHE``, else in
 ``$XDG_CACHE_HOME/minisrcnn`` or ``~/.cache/minisrcnn``; files that nobody has used for two months
-are removed. Where it cannot be made, functions are compiled anew by each process.
+are removed. Where it cannot be made, :mod:`..cache` finds another one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import functools
 import hashlib
 import os
 import pickle
-import stat
 import sys
 import tempfile
 import time
@@ -40,6 +39,8 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from numpy.typing import DTypeLike
+
+from ..cache import Refused, is_private, private_folder, user
 
 
 def choose_simd(wish: str = "") -> str:
@@ -78,40 +79,17 @@ _DIGEST = 32  # bytes, at the start of a file
 _UNUSED = 60 * 86400  # seconds after which a file is removed
 
 
-def _is_private(found: os.stat_result) -> bool:
-    """Whether a file or folder is this user's, and nobody else can write to it."""
-    return not hasattr(os, "geteuid") or (
-        found.st_uid == os.geteuid() and not found.st_mode & 0o022)
-
-
 @functools.cache
-def cache_folder() -> Path | None:
-    """Return the folder for compiled kernels, made if need be; None where there can be none.
+def cache_folder() -> tuple[Path | None, str]:
+    """Return the folder for compiled kernels, made if need be, and what is wrong with it.
 
-    Warns
-    -----
-    RuntimeWarning
-        If there is such a folder and it is not this user's alone.
+    None where there can be none, with a warning; in words, where it is not the usual one.
     """
-    root = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("MINISRCNN_CACHE")
-    user = os.geteuid() if hasattr(os, "geteuid") else 0
     try:
-        if not root:
-            caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-            root = Path(caches) / "minisrcnn"
-        folder = Path(root) / f"cpu-kernels-{user}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except (OSError, RuntimeError):  # not writable; no home
-        return None
-    if stat.S_ISDIR(found.st_mode) and _is_private(found):
-        return folder
-    warnings.warn(
-        f"will not load compiled kernels from {folder}: others can write to it (owner "
-        f"{found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}), so they are compiled anew; "
-        "chmod 700 it, or set NUMBA_CACHE_DIR to a folder of yours", RuntimeWarning, stacklevel=2)
-    return None
+        return private_folder(f"cpu-kernels-{user()}", "NUMBA_CACHE_DIR", "MINISRCNN_CACHE")
+    except Refused as error:
+        warnings.warn(f"{error}; each process compiles them anew", RuntimeWarning, stacklevel=2)
+        return None, str(error)
 
 
 class _Store:
@@ -129,7 +107,7 @@ class _Store:
 
     def path(self, sig: Any, codegen: Any) -> Path | None:
         """Return the file for a signature; None where nothing is kept."""
-        folder = cache_folder()
+        folder, _ = cache_folder()
         if folder is None:
             return None
         key = repr((self._key, sig, codegen.magic_tuple()))
@@ -144,7 +122,7 @@ class _Store:
             return None
         try:
             with open(path, "rb") as file:
-                if not _is_private(os.fstat(file.fileno())):
+                if not is_private(os.fstat(file.fileno())):
                     return None
                 digest, data = file.read(_DIGEST), file.read()
             if hashlib.sha256(data).digest() != digest:

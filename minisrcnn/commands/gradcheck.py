@@ -15,7 +15,7 @@ def gradcheck_command(
         metavar="NAME ...", show_default="all that run here", help="Backends to check.")] = None,
 ) -> None:
     """Check every layer and loss of every backend against finite differences."""
-    from ..engine.backends import get_backend
+    from ..engine.backends import BACKENDS, cache_problem, get_backend, unavailable_reason
     from ..engine.selfcheck import run, table
 
     with user_values():
@@ -25,6 +25,10 @@ def gradcheck_command(
     here = Path("minisrcnn").resolve()
     if here != package and (here / "engine").is_dir():
         note(f"The copy in {here} is another one: python -m minisrcnn gradcheck checks it.")
+    working = [name for name in names or BACKENDS if unavailable_reason(name) is None]
+    for problem in dict.fromkeys(cache_problem(get_backend(name)) for name in working):
+        if problem:
+            note(f"{problem[0].upper()}{problem[1:]}.")
     rows = run(names)
     print_table(table(rows))
     if any(row.failed for row in rows):

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from ..errors import MinisrcnnError
+from ..errors import MinisrcnnError, reason
 from .files import find_images
 
 NAMES = ("T91", "Set5", "Set14")
@@ -395,8 +395,12 @@ def fetch(
                 f"{name}: what comes from {url} is not the pinned file (its SHA-256 differs)"
             ) from None
         except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
-            raise MinisrcnnError(f"{name}: cannot write to the cache {cache} ({reason})") from None
+            # Pooch wraps what the system says in a longer text of its own.
+            said = error if error.strerror or error.__cause__ is None else error.__cause__
+            raise MinisrcnnError(
+                f"{name}: cannot write to the cache {cache} ({reason(said)}): set MINISRCNN_CACHE "
+                "to a folder that you can write to, or name one that has the set with --data"
+            ) from None
     if progress is not None:
         progress(len(entries), len(entries))
     return Dataset(name, tuple(cache / entry.file for entry in entries), registered=True)

@@ -134,7 +134,15 @@ def announce_backend(
     say(line)
     needs_compiling = getattr(backend, "needs_compiling", None)
     if needs_compiling is not None and any(needs_compiling(job) for job in jobs):
-        say(f"Compiling the kernels of the {backend.NAME} backend: seconds, this once.")
+        problem = cache_problem(backend)
+        say(f"Compiling the kernels of the {backend.NAME} backend: seconds"
+            + (f"; {problem}." if problem else ", this once."))
+
+
+def cache_problem(module: ModuleType) -> str:
+    """Say in one line why compiled kernels are not kept where they usually are; "" if they are."""
+    find = getattr(module, "cache_problem", None)
+    return "" if find is None else str(find())
 
 
 def describe_backend(module: ModuleType) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from ._cuda import CudaBackend, compile_configurations
 from ._cuda_training import DeviceTrainer as _DeviceTrainer
 
-__all__ = ["NAME", "DeviceTrainer", "compile_configurations", "unavailable_reason"]
+__all__ = ["NAME", "DeviceTrainer", "cache_problem", "compile_configurations", "unavailable_reason"]
 
 NAME = "cupy-emulated"
 
@@ -45,3 +45,10 @@ def unavailable_reason() -> str | None:
     from .. import emulator
 
     return emulator.unavailable_reason()
+
+
+def cache_problem() -> str:
+    """Say in one line why compiled kernels are not kept where they usually are; "" if they are."""
+    from ..emulator.build import cache_directory
+
+    return cache_directory()[1]

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minisrcnn.kernels.cpu.jit import SIMD
+from minisrcnn.kernels.cpu.jit import SIMD, cache_folder
 from minisrcnn.kernels.cpu.production import chain, pointwise, single, whole, workers
 from minisrcnn.kernels.cpu.production.plan import aligned, plan_chain
 
@@ -60,6 +60,11 @@ def needs_compiling(job: str = "train", dtype: DTypeLike = "float32") -> bool:
     if job not in _NEEDS:
         raise ValueError(f"job is {job!r}, want one of {', '.join(_NEEDS)}")
     return not all(kernel.is_ready(np.dtype(dtype)) for kernel in _NEEDS[job])
+
+
+def cache_problem() -> str:
+    """Say in one line why compiled kernels are not kept where they usually are; "" if they are."""
+    return cache_folder()[1]
 
 
 def describe() -> str:

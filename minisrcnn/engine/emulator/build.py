@@ -16,7 +16,8 @@ MINISRCNN_EMULATOR_SANITIZE
 MINISRCNN_EMULATOR_DEBUG
     ``1``: compile with ``-O0 -g3``, for gdb.
 MINISRCNN_CACHE
-    Where compiled kernels are kept, instead of ``$XDG_CACHE_HOME/minisrcnn``.
+    Where compiled kernels are kept, instead of ``$XDG_CACHE_HOME/minisrcnn``; where that cannot be,
+    it is a folder among the temporary files.
 CXX
     The compiler, instead of ``g++``.
 """
@@ -33,7 +34,6 @@ import platform
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -42,6 +42,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minisrcnn.errors import BackendUnavailableError, MinisrcnnError
+from minisrcnn.kernels.cache import Refused, private_folder
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 
@@ -194,42 +195,18 @@ def _flags(wanted: Settings) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------ cache
-def cache_directory() -> Path:
-    """Return the folder for compiled kernels, created private to this user.
-
-    Libraries in it are loaded into the process, so a folder that belongs to somebody else, or
-    that others may write to, is refused.
+def cache_directory() -> tuple[Path, str]:
+    """Return the folder for compiled kernels, and why it is not the usual one.
 
     Raises
     ------
     MinisrcnnError
-        If the folder cannot be made or is not private.
+        If the folder cannot be made or is not private: libraries in it are loaded.
     """
-    if os.environ.get("MINISRCNN_CACHE"):
-        root = Path(os.environ["MINISRCNN_CACHE"])
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minisrcnn"
-    folder = root / "cuda-on-cpu"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise MinisrcnnError(
-            f"cannot keep compiled kernels in {folder} ({error.strerror}); "
-            "set MINISRCNN_CACHE to a folder that you can write to"
-        ) from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise MinisrcnnError(
-            f"will not load compiled kernels from {folder}: it is not a folder of yours; "
-            "set MINISRCNN_CACHE to another place"
-        )
-    if found.st_mode & 0o022:
-        raise MinisrcnnError(
-            f"will not load compiled kernels from {folder}: others can write to it "
-            f"(mode {stat.S_IMODE(found.st_mode):o}); chmod 700 it or set MINISRCNN_CACHE"
-        )
-    return folder
+        return private_folder("cuda-on-cpu", "MINISRCNN_CACHE")
+    except Refused as error:
+        raise MinisrcnnError(str(error)) from None
 
 
 # ---------------------------------------------------------------------------------------- sources
@@ -364,7 +341,7 @@ def compile_library(
         raise BackendUnavailableError(reason)
     wanted = wanted or settings()
     command, flags = compiler(), _flags(wanted)
-    folder = cache_directory()
+    folder, _ = cache_directory()
     parts = [code, *options, "names", *names, "flags", *command, *flags, str(source_file(code))]
     parts += [HEADER.read_text(), str(HEADER), Path(__file__).read_text()]
     parts.append(_compiler_version(tuple(command)))
