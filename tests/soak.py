@@ -6,6 +6,9 @@ exit code is 1 if anything failed. ``--seed N`` repeats a run, ``--only PART`` d
 
 kills       Trainings of several recipes killed with SIGKILL at random moments, or interrupted, and
             resumed: the weights must be, bit by bit, those of a training that nothing disturbed.
+writes      `convert` and `data pack` killed with SIGKILL before one of their changes to the disk,
+            or at a random moment: what lies under a result's name must be whole, and the same
+            command again must finish it and leave nothing over.
 mutants     Models (ours, MATLAB, ONNX, PyTorch), checkpoints, logs, manifests and pictures with
             bytes changed, cut out or doubled, read in a process of their own: what is wrong must be
             refused in one line, and no process may die.
@@ -113,6 +116,97 @@ def kills(deadline: float, rng: random.Random, work: Path, count: Counter[str]) 
         if not running.returncode and weights(out) != weights(work / recipe):
             print(f"training: other weights in {out}")
             count["failed"] += 1
+
+
+# --- kills of commands that write ---------------------------------------------------------------
+
+
+def die_before(number: int, arguments: list[str]) -> None:
+    """Run a command, and end it before its ``number``-th change to the disk."""
+    from minisrcnn import cli
+
+    changes = 0
+
+    def watch(event: str, details: tuple[Any, ...]) -> None:
+        nonlocal changes
+        writes = event == "open" and isinstance(details[2], int) and details[2] & (
+            os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
+            changes += 1
+            if changes == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    cli.main(arguments)
+
+
+def tree(path: Path) -> dict[str, bytes] | None:
+    """Return a file, or all files of a folder, hidden ones too; None where there is nothing."""
+    if path.is_dir():
+        return {str(file.relative_to(path)): file.read_bytes() if file.is_file() else b""
+                for file in path.rglob("*")}
+    return {"": path.read_bytes()} if path.exists() else None
+
+
+def writes(deadline: float, rng: random.Random, work: Path, count: Counter[str]) -> None:
+    """Kill `convert` and `data pack`, look at what is there, run them again."""
+    folder = work / "to write"
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    for k in range(4):
+        write_image(folder / f"{k}.png", noise.integers(0, 256, (40, 50)).astype(np.uint8))
+    model = work / "to-convert.safetensors"
+    save_model(model, SRCNN("5-1-3", (4, 2), backend="numpy"), {"scale": "3"})
+    convert = ["convert", str(model)]
+    commands = {"hub": convert, "m.safetensors": convert,
+                "set.luma": ["data", "pack", str(folder), "-o"]}
+
+    def run(place: Path, name: str, number: int = 0,
+            seconds: float | None = None) -> tuple[int, str]:
+        running = subprocess.Popen(
+            [sys.executable, __file__, "--die-before", str(number), *commands[name],
+             str(place / name)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+        try:
+            said = running.communicate(timeout=seconds)[1]
+        except subprocess.TimeoutExpired:
+            running.kill()
+            said = running.communicate()[1]
+        return running.returncode, said.strip()
+
+    def whole(there: dict[str, bytes] | None, want: dict[str, bytes]) -> bool:
+        # A folder without a model is refused by whatever reads it.
+        return there is None or there == want or (
+            "config.json" in want and "model.safetensors" not in there)
+
+    place = work / "undisturbed"
+    place.mkdir()
+    wanted, took = {}, {}
+    for name in commands:
+        began = time.monotonic()
+        run(place, name)
+        took[name] = time.monotonic() - began
+        wanted[name] = tree(place / name) or {}
+    while time.monotonic() < deadline:
+        place, name = work / f"written{count['rounds']}", rng.choice(list(commands))
+        place.mkdir()
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            code, said = (run(place, name, rng.randint(1, 12)) if rng.random() < 0.8 else
+                          run(place, name, 0, rng.uniform(0.3, 1.1) * took[name]))
+            count["SIGKILL"] += code == -signal.SIGKILL
+            if not whole(tree(place / name), wanted[name]):
+                print(f"writes: {name} is there and not whole")
+                count["failed"] += 1
+        code, said = run(place, name)
+        done = code == 0 or "already" in said
+        if not done or tree(place) != {
+                str(Path(name, file)): data for file, data in wanted[name].items()} | (
+                {name: b""} if (place / name).is_dir() else {}):
+            print(f"writes: {name}: exit code {code}, {said[-300:]}; there is "
+                  f"{sorted(str(path.relative_to(place)) for path in place.rglob('*'))}")
+            count["failed"] += 1
+        count["rounds"] += 1
+        shutil.rmtree(place)
 
 
 # --- mutants ------------------------------------------------------------------------------------
@@ -416,13 +510,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("minutes", type=float, nargs="?", default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=("kills", "mutants", "guards", "interrupts", "pictures"),
+    parser.add_argument("--only", choices=("kills", "writes", "mutants", "guards",
+                                           "interrupts", "pictures"),
                         help="do this part and no other")
     parser.add_argument("--pictures", type=int, help="upscale so many, and do nothing else")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--guards", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--die-before", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.die_before is not None:
+        die_before(int(asked.die_before[0]), asked.die_before[1:])
     if asked.read is not None:
         read_all(asked.read)
         return 0
@@ -430,7 +528,7 @@ def main() -> int:
         convolve_guarded(asked.guards, asked.seconds)
         return 0
     counts: dict[str, Counter[str]] = {}
-    parts: dict[str, Any] = {"kills": kills, "mutants": mutants, "guards": guards,
+    parts: dict[str, Any] = {"kills": kills, "writes": writes, "mutants": mutants, "guards": guards,
                              "interrupts": interrupts, "pictures": pictures}
     if asked.only is not None:
         parts = {asked.only: parts[asked.only]}

@@ -304,7 +304,7 @@ def test_a_cache_that_cannot_be_written_to(empty, server, monkeypatch):
 
 
 def test_a_cache_of_somebody_else(empty, server, monkeypatch):
-    """Pooch tries the folder with a temporary file; root may write to any, so the system is asked."""
+    """Pooch tries the folder with a temporary file; to root no folder is closed."""
     import pooch.utils
 
     def refuse(*args, **kwargs):

@@ -393,6 +393,29 @@ def test_half_a_folder_is_not_left(tmp_path, ours, monkeypatch):
     convert(ours, tmp_path / "hub")
 
 
+def test_what_a_killed_convert_left_is_removed_or_gone_on_with(tmp_path, ours):
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                          capture_output=True, text=True).stdout.strip()
+    hub = tmp_path / "hub"
+    convert(ours, hub)
+    whole = {path.name: path.read_bytes() for path in hub.iterdir()}
+    (hub / "model.safetensors").replace(hub / f".model.safetensors.{gone}-0123abcd.part")
+    convert(ours, hub)
+    assert {path.name: path.read_bytes() for path in hub.iterdir()} == whole
+    (hub / "model.safetensors").unlink()
+    (hub / "config.json").write_text("{}")  # the user's
+    with pytest.raises(MinisrcnnError, match="holds files already"):
+        convert(ours, hub)
+    assert (hub / "config.json").read_text() == "{}"
+    dead, alive = (tmp_path / f".copy.safetensors.{pid}-0123abcd.part"
+                   for pid in (gone, os.getpid()))
+    other = tmp_path / f".other.safetensors.{gone}-0123abcd.part"
+    for path in (dead, alive, other):
+        path.write_bytes(b"half")
+    convert(ours, tmp_path / "copy.safetensors")
+    assert not dead.exists() and alive.exists() and other.exists()
+
+
 def test_spandrel_loads_and_runs(tmp_path):
     pytest.importorskip("spandrel", reason="spandrel is not installed")
     import spandrel

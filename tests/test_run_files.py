@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 
@@ -142,6 +146,47 @@ def test_a_lock_that_cannot_be_made(place):
     (place / "run/.lock").mkdir()
     with pytest.raises(MinisrcnnError, match="run: cannot be written to"):
         go_on()
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOLCK, "No locks available"), OSError(errno.EOPNOTSUPP, "Not supported"),
+    OSError(errno.ENOSYS, "Function not implemented"), NotImplementedError("no flock here")])
+def test_a_file_system_without_locks(place, error, monkeypatch):
+    """It is said, and the training goes on."""
+    def acquire(self, *args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    said = []
+    with RunFiles(Path("run")).locked(said.append):
+        pass
+    assert len(said) == 1 and "has no locks" in said[0] and str(Path("run/.lock")) in said[0]
+
+
+def test_a_file_system_where_nothing_can_be_replaced(place, monkeypatch):
+    """The checkpoint that was there is whole, and stays."""
+    before = Path("run/checkpoint.safetensors").read_bytes()
+
+    def refuse(*args):
+        raise OSError(errno.EXDEV, "Invalid cross-device link", args[0])
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(MinisrcnnError, match=r"cannot be written \(Invalid cross-device") as e:
+        go_on()
+    assert "\n" not in str(e.value)
+    assert Path("run/checkpoint.safetensors").read_bytes() == before
+    assert not list(Path("run").glob(".*.part"))
+
+
+def test_a_clock_that_goes_backwards(place, monkeypatch):
+    """Durations and the time for the next checkpoint are of another clock."""
+    go_on()
+    clock = itertools.count(4e9, -1e6)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    train(settings(out=Path("again")), lambda text: None)
+    want, got = (load_model(f"{name}/model.safetensors").parameters for name in ("run", "again"))
+    assert all(np.array_equal(want[name], got[name]) for name in want)
 
 
 # --- the checkpoint -----------------------------------------------------------------------------

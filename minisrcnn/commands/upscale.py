@@ -232,9 +232,10 @@ def _run(
     todo: list[Any], networks: Networks, load: Any, options: Any, jobs: int, path: Path | None,
     resume: bool, as_json: bool, existing: list[Any],
 ) -> list[Outcome]:
+    from ..imaging.files import remove_leftovers
     from ..upscale.batch import Manifest, Outcome, run_jobs, run_workers
     from ..upscale.plan import STANDARD
-    from ..upscale.run import Result, remove_leftovers
+    from ..upscale.run import Result
 
     manifest = Manifest(path) if path is not None else None
     if manifest is not None and resume:
@@ -243,8 +244,6 @@ def _run(
         if len(left) < len(todo):
             note(f"Going on: {len(todo) - len(left)} of {len(todo)} pictures are done.")
         todo = left
-        for job in todo:
-            remove_leftovers(job.target)
         for job in existing:  # a kill came between the result and its line
             if (str(job.source), str(job.target)) not in finished:
                 there = Result(str(job.source), str(job.target), notes=["was there"])
@@ -252,6 +251,7 @@ def _run(
     outcomes: list[Outcome] = []
     if not todo:
         return outcomes
+    remove_leftovers(job.target for job in todo)
     title = todo[0].source.name if len(todo) == 1 else f"{len(todo)} pictures"
     with progress_bar(title) as progress:
         def report(done: float) -> None:

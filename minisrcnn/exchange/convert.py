@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..checkpoint import save_model
 from ..errors import MinisrcnnError
+from ..imaging.files import remove_leftovers
 from ..srcnn import SRCNN
 from .folders import write_folder
 from .onnx_files import write_onnx
@@ -53,6 +54,8 @@ def convert(
     read = read_model(source, scale=scale, y_range=y_range)
     for note in read.notes:
         (say or (lambda text: None))(f"{os.fspath(source)}: {note}.")
+    if suffix:
+        remove_leftovers([path])
     if suffix == ".onnx":
         write_onnx(path, read.model, rgb=rgb)
     elif suffix == ".safetensors":

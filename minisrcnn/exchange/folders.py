@@ -8,15 +8,17 @@ from pathlib import Path
 
 from ..checkpoint import MODEL_FILE, ModelFile, save_state
 from ..errors import MinisrcnnError, printable, reason
-from ..imaging.files import atomic_open
+from ..imaging.files import atomic_open, remove_leftovers
 
 PathLike = str | os.PathLike[str]
 
 
 def write_folder(path: PathLike, model: ModelFile) -> None:
-    """Write ``config.json``, ``model.safetensors`` and ``README.md`` into a new or empty folder.
+    """Write ``config.json``, ``README.md`` and ``model.safetensors`` into a new or empty folder.
 
-    The weights have PyTorch's names, and minisrcnn reads the folder back as a model.
+    The weights have PyTorch's names, and minisrcnn reads the folder back as a model. They come
+    last: a folder with them is whole, and one without them, which a process left that was killed
+    while it wrote, is gone on with.
 
     Raises
     ------
@@ -34,7 +36,9 @@ def write_folder(path: PathLike, model: ModelFile) -> None:
     written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(not path.name.startswith(".") for path in folder.iterdir()):
+        remove_leftovers(folder / name for name in (*texts, MODEL_FILE))
+        if any(not path.name.startswith(".") and not _is_ours(path, texts)
+               for path in folder.iterdir()) or (folder / MODEL_FILE).exists():
             raise MinisrcnnError(f"{folder}: holds files already, want a new or an empty folder")
         for name, text in texts.items():
             with atomic_open(folder / name) as file:
@@ -47,6 +51,12 @@ def write_folder(path: PathLike, model: ModelFile) -> None:
         if isinstance(error, OSError):
             raise MinisrcnnError(f"{folder}: cannot be written ({reason(error)})") from None
         raise
+
+
+def _is_ours(path: Path, texts: dict[str, str]) -> bool:
+    """Whether a file holds what is to be written there anyway."""
+    text = texts.get(path.name)
+    return text is not None and path.is_file() and path.read_bytes() == text.encode()
 
 
 def _card(model: ModelFile) -> str:

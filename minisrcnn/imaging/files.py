@@ -9,8 +9,10 @@ import contextlib
 import errno
 import glob
 import os
+import re
 import secrets
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +33,9 @@ _SUFFIXES = {
 }  # fmt: skip
 
 PathLike = str | os.PathLike[str]
+
+_PART = re.compile(r"\.(.+)\.(\d+)-[0-9a-f]{8}\.part", re.DOTALL)  # what atomic_open writes to
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 
 
 def read_image(path: PathLike) -> NDArray[np.uint8]:
@@ -99,6 +104,75 @@ def atomic_open(path: PathLike) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             os.unlink(part)
         raise
+
+
+def remove_leftovers(targets: Iterable[PathLike]) -> None:
+    """Remove what a process that was killed in :func:`atomic_open` left beside these files.
+
+    What a process that lives is writing stays, for two may be at work in one folder.
+    """
+    folders: dict[Path, set[str]] = {}
+    for target in targets:
+        path = Path(os.path.realpath(target))
+        folders.setdefault(path.parent, set()).add(path.name[:100])
+    for folder, names in folders.items():
+        with contextlib.suppress(OSError):
+            for path in folder.iterdir():
+                part = _PART.fullmatch(path.name)
+                if part and part[1] in names and not _is_alive(int(part[2])):
+                    path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # where no file can be removed while it is open
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: PathLike, busy: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold a lock file, which the system lets go of when the process ends, however it ends.
+
+    Parameters
+    ----------
+    path : path
+    busy : str
+        The error's text where another process holds it.
+    say : callable, optional
+        Takes a line where the file system has no locks: then there is none.
+
+    Raises
+    ------
+    MinisrcnnError
+        If another process holds it.
+    OSError
+        If the file cannot be made.
+    """
+    import filelock
+
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        with warnings.catch_warnings():  # newer versions fall back to another kind of lock
+            warnings.simplefilter("ignore")
+            lock.acquire()
+    except filelock.Timeout:
+        raise MinisrcnnError(busy) from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        if say is not None:
+            say(f"{os.fspath(path)}: this file system has no locks ({reason(error)}): see to it "
+                "that nothing else writes there meanwhile.")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_image(path: PathLike, image: NDArray[np.uint8]) -> None:

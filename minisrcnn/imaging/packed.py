@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 
 from ..errors import MinisrcnnError, reason
 from .datasets import dataset_name, load_dataset
-from .files import PathLike, find_images, read_image
+from .files import PathLike, find_images, locked, read_image
 from .prepare import planes
 
 _MAGIC = b"\x89LUMA\r\n\x1a"
@@ -290,31 +290,33 @@ def pack(
         If ``out`` exists, cannot be written, or is being packed by another process; if no picture
         can be read. What has been packed stays, to be gone on with.
     """
-    import filelock
-
     out = Path(out)
     work = Path(f"{out}.part")
     try:
-        _check_free(out)
+        _check_free(out, work)
         work.mkdir(exist_ok=True)
-        with filelock.FileLock(work / "lock", timeout=0):
-            _check_free(out)  # another process may have packed it meanwhile
+        with locked(work / "lock", f"{out}: another process is packing it", say):
+            _check_free(out, work)  # another process may have packed it meanwhile
             done = _pack(sources, out, work, tuple(factors), say, progress)
-            (work / "journal.jsonl").unlink()
-        with contextlib.suppress(OSError):
-            (work / "lock").unlink(missing_ok=True)
-            work.rmdir()
-    except filelock.Timeout:
-        raise MinisrcnnError(f"{out}: another process is packing it") from None
-    except (OSError, NotImplementedError) as error:
+        _remove(work)
+    except OSError as error:
         raise MinisrcnnError(f"{out}: cannot be written ({reason(error)})") from None
     return done
 
 
-def _check_free(out: Path) -> None:
+def _check_free(out: Path, work: Path) -> None:
     if out.exists():
+        if not (work / "pixels").exists():  # of a pack that was killed when it was whole
+            _remove(work)
         raise MinisrcnnError(f"{out}: is there already, and nothing is overwritten: name another "
                              "file with -o")
+
+
+def _remove(work: Path) -> None:
+    with contextlib.suppress(OSError):
+        for name in ("journal.jsonl", "lock"):
+            (work / name).unlink(missing_ok=True)
+        work.rmdir()
 
 
 def _pack(

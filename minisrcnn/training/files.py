@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from ..checkpoint import load_state, save_state
-from ..errors import MinisrcnnError
+from ..errors import MinisrcnnError, reason
+from ..imaging.files import locked
 from .ranks import Ranks
 from .settings import Plan, Say
 from .state import Progress
@@ -94,27 +95,22 @@ class RunFiles:
                 f"{self.out}: cannot be made ({error.strerror or error})") from None
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, say: Say = lambda text: None) -> Iterator[None]:
         """Keep other trainings out of the folder; the system ends the lock of a killed one."""
-        import filelock
-
-        lock = filelock.FileLock(self.out / LOCK_FILE, timeout=0)
+        lock = contextlib.ExitStack()
 
         def acquire() -> None:
             try:
-                lock.acquire()
-            except filelock.Timeout:
-                raise MinisrcnnError(f"{self.out}: another training is writing to it: wait for "
-                                     "its end, or name another folder with --out") from None
-            except (OSError, NotImplementedError) as error:
-                raise MinisrcnnError(f"{self.out}: cannot be written to "
-                                     f"({getattr(error, 'strerror', None) or error})") from None
+                lock.enter_context(locked(
+                    self.out / LOCK_FILE, f"{self.out}: another training is writing to it: wait "
+                    "for its end, or name another folder with --out", say))
+            except OSError as error:
+                raise MinisrcnnError(
+                    f"{self.out}: cannot be written to ({reason(error)})") from None
 
         self.ranks.run_on_first(acquire)
-        try:
+        with lock:
             yield
-        finally:
-            lock.release()
 
     @_on_first_rank
     def tidy(self) -> None:

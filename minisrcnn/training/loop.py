@@ -67,7 +67,7 @@ def train(settings: TrainSettings, say: Say | None = None) -> TrainResult:
         begun = None
         if settings.resume:
             files.check_begun()
-            stack.enter_context(files.locked())
+            stack.enter_context(files.locked(say))
             begun = files.load(say)
             plan = resumed_plan(settings, begun.plan)
         else:
@@ -78,7 +78,7 @@ def train(settings: TrainSettings, say: Say | None = None) -> TrainResult:
         stack.callback(data.close)
         if begun is None:
             files.make()
-            stack.enter_context(files.locked())
+            stack.enter_context(files.locked(say))
             files.check_free()  # another training may have begun there meanwhile
         run = _Run(settings, files, plan, data, validation, net, stepper, say)
         with interruptible() as interrupted:

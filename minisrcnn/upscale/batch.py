@@ -23,9 +23,10 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import MinisrcnnError
+from ..imaging.files import remove_leftovers
 from .pixels import upscale_image
 from .plan import Job
-from .run import Options, Result, remove_leftovers, upscale_file
+from .run import Options, Result, upscale_file
 
 if TYPE_CHECKING:
     from .pixels import Networks
@@ -224,7 +225,7 @@ def run_workers(
         worker = workers.pop(pipe)
         worker.process.join()
         for job in worker.tasks:
-            remove_leftovers(job.target)
+            remove_leftovers([job.target])
         if not worker.alone:
             suspects.extend(worker.tasks)
             return None

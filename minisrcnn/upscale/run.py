@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -256,16 +255,3 @@ def _target(job: Job) -> Iterator[IO[bytes]]:
     yield buffer
     sys.stdout.buffer.write(buffer.getvalue())
     sys.stdout.buffer.flush()
-
-
-def remove_leftovers(target: Path) -> None:
-    """Remove what a killed run left of this very result: files that were never moved into place."""
-    with contextlib.suppress(OSError):
-        for path in target.parent.glob(f".{_escaped(target.name[:100])}.*.part"):
-            os.unlink(path)
-
-
-def _escaped(name: str) -> str:
-    import glob
-
-    return glob.escape(name)
