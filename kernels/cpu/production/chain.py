@@ -53,7 +53,7 @@ def gather(grads, at, step_f, step_c, step_tap, dw):
                     start += step_tap
 
 
-@kernel(lambda t: (const(t, 4), const(t, 1), *[types.int64] * 6, t[::1]), optimize=3)
+@kernel(lambda t: (const(t, 4), const(t, 1), *[types.int64] * 6, t[::1]), optimize=2)
 def pack(w, b, method, x_stride, y_stride, forward, backward, bias, packed):
     """Lay one layer's weights w (F,C,KH,KW) and biases out as the tiles read them.
 
@@ -64,11 +64,11 @@ def pack(w, b, method, x_stride, y_stride, forward, backward, bias, packed):
     for f in range(F):
         packed[bias + f] = b[f]
     if method == Method.WINOGRAD_ROWS:
-        winograd1d.pack_points(w, packed, forward, y_stride)
+        winograd1d.transform_weights(w, packed, forward, y_stride)
     elif method == Method.WINOGRAD:
         for at, f_first, ld in ((forward, False, y_stride), (backward, True, x_stride)):
             if at >= 0:
-                winograd.pack_points(w, f_first, packed, at, ld)
+                winograd.transform_weights(w, f_first, packed, at, ld)
     else:
         if method == Method.DOTS:
             scatter(w, packed, forward, KH * KW * x_stride, 1, x_stride)
@@ -306,8 +306,7 @@ def add_chunks(grads):
             grads[0, j] += grads[i, j]
 
 
-@kernel(lambda t: (const(t, 1), const(types.int64, 1), types.int64, t[:, :, :, ::1], t[::1]),
-        optimize=3)
+@kernel(lambda t: (const(t, 1), const(types.int64, 1), types.int64, t[:, :, :, ::1], t[::1]))
 def unpack(grads, layers, i, dw, db):
     """Copy layer i's gradients from the layout of the tiles to dw (F,C,KH,KW) and db (F,)."""
     layer = layers.view(LAYER)[i]
@@ -315,9 +314,9 @@ def unpack(grads, layers, i, dw, db):
     for f in range(layer.F):
         db[f] = grads[layer.db_at + f]
     if layer.method == Method.WINOGRAD_ROWS:
-        winograd1d.unpack_points(grads, at, ldy, dw)
+        winograd1d.transform_gradient(grads, at, ldy, dw)
     elif layer.method == Method.WINOGRAD:
-        winograd.unpack_points(grads, at, ldy, dw)
+        winograd.transform_gradient(grads, at, ldy, dw)
     elif layer.method == Method.DOTS:
         gather(grads, at, ldx, 1, layer.F * ldx, dw)
     else:

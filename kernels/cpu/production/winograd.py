@@ -44,7 +44,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..jit import SIMD, inner
+from ..jit import SIMD, inner, once
 from ..simd import Emit, lanes
 from .tile import SLACK, product
 
@@ -354,55 +354,112 @@ def weight_gradient(s, x, dy, m, last, across, tiles, line, C, at_x, at_dy, grad
                     s.dtype.type(-np.inf), False)
 
 
+def make_line_transform(matrix: Any) -> Any:
+    """Make ``transform(...)``: y[to + p y_step + j] = sum_u matrix[p, u] x[at + u x_step + j].
+
+    It is done for j < n, in whole vectors and in float64, whatever x and y are: weights and
+    their gradients are few, and are summed over many tiles. Loops that LLVM is to turn into
+    vector code take longer, to run and to compile.
+    """
+
+    @intrinsic
+    def transform_vector(typingctx: Any, x: Any, at: Any, x_step: Any,
+                         y: Any, to: Any, y_step: Any) -> Any:
+        n = types.intp
+        sig = types.void(x, n, n, y, n, n)
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            e = Emit(context, builder, types.float64)
+            x_type, y_type = sig.args[0], sig.args[3]
+            x, at, x_step, y, to, y_step = args
+            x, y = e.at(e.data(x_type, x), at), e.at(e.data(y_type, y), to)
+
+            def place(array: Any, step: Any, i: int, dtype: Any) -> Any:
+                start = e.at(array, builder.mul(step, ir.Constant(ir.IntType(64), i)))
+                vector = ir.VectorType(context.get_value_type(dtype), e.V)
+                return builder.bitcast(start, vector.as_pointer()), dtype.bitwidth // 8
+
+            vectors = []
+            for u in range(matrix.shape[1]):
+                start, align = place(x, x_step, u, x_type.dtype)
+                value = builder.load(start, align=align)
+                vectors.append(value if align == 8 else builder.fpext(value, e.vector))
+            for p, factors in enumerate(matrix):
+                total = e.zero()
+                for factor, value in zip(factors, vectors, strict=True):
+                    if factor:
+                        total = builder.fadd(total, builder.fmul(e.constant(factor), value))
+                start, align = place(y, y_step, p, y_type.dtype)
+                if align != 8:
+                    total = builder.fptrunc(total, start.type.pointee)
+                builder.store(total, start, align=align)
+            return context.get_dummy_value()
+
+        return sig, codegen
+
+    @inner
+    def transform(x, at, x_step, y, to, y_step, n):
+        for j in range(0, n, lanes(8)):
+            transform_vector(x, at + j, x_step, y, to + j, y_step)
+
+    return transform
+
+
+g_to_points_3, _g_to_points_5 = make_line_transform(G_3), make_line_transform(G_5)
+points_to_g_3, _points_to_g_5 = make_line_transform(G_3.T), make_line_transform(G_5.T)
+
+
 @inner
-def pack_points(w, f_first, packed, at, ld):
+def whole(n):
+    """Return n numbers rounded up to whole vectors of float64."""
+    return (n + lanes(8) - 1) // lanes(8) * lanes(8)
+
+
+@once
+def transform_weights(w, f_first, packed, at, ld):
     """Store G w G^T as [point][f][c] if ``f_first``, else as [point][c][f]; rows are ld apart."""
     F, C, K = w.shape[:3]
-    G = G_5 if K == 5 else G_3
     rows, columns = (F, C) if f_first else (C, F)
-    g, half, total = np.empty((K, columns)), np.empty((N, K, columns)), np.empty(columns)
+    n = whole(columns)
+    half, step = K * K * n, rows * ld
+    x = np.zeros((K * K + N * K) * n)
     for r in range(rows):
-        for v in range(K):
-            for u in range(K):
-                for j in range(columns):
-                    g[u, j] = w[r, j, u, v] if f_first else w[j, r, u, v]
-            for p in range(N):
-                for j in range(columns):
-                    half[p, v, j] = 0.0
-                for u in range(K):
-                    for j in range(columns):
-                        half[p, v, j] += G[p, u] * g[u, j]
-        for p in range(N):
-            for q in range(N):
-                to = packed[at + ((p * N + q) * rows + r) * ld:]
-                total[:] = 0.0
-                for v in range(K):
-                    for j in range(columns):
-                        total[j] += G[q, v] * half[p, v, j]
-                for j in range(columns):
-                    to[j] = total[j]
-
-
-@inner
-def unpack_points(grads, at, ld, dw):
-    """Fill dw (F,C,K,K) with G^T [gradient at the points] G."""
-    F, C, K = dw.shape[:3]
-    G = G_5 if K == 5 else G_3
-    half, total = np.empty((K, N, F)), np.empty(F)
-    for c in range(C):
-        for u in range(K):
-            for q in range(N):
-                for f in range(F):
-                    half[u, q, f] = 0.0
-                for p in range(N):
-                    row = grads[at + ((p * N + q) * (C + SLACK) + c) * ld:]
-                    for f in range(F):
-                        half[u, q, f] += G[p, u] * row[f]
         for u in range(K):
             for v in range(K):
-                total[:] = 0.0
-                for q in range(N):
-                    for f in range(F):
-                        total[f] += G[q, v] * half[u, q, f]
-                for f in range(F):
-                    dw[f, c, u, v] = total[f]
+                for j in range(columns):
+                    x[(u * K + v) * n + j] = w[r, j, u, v] if f_first else w[j, r, u, v]
+        if K == 5:
+            _g_to_points_5(x, 0, K * n, x, half, K * n, K * n)
+        else:
+            g_to_points_3(x, 0, K * n, x, half, K * n, K * n)
+        for p in range(N):
+            start, to = half + p * K * n, at + p * N * step + r * ld
+            if K == 5:
+                _g_to_points_5(x, start, n, packed, to, step, n)
+            else:
+                g_to_points_3(x, start, n, packed, to, step, n)
+
+
+@once
+def transform_gradient(grads, at, ld, dw):
+    """Fill dw (F,C,K,K) with G^T X G, X the gradient in the transform domain."""
+    F, C, K = dw.shape[:3]
+    n, step = whole(F), (C + SLACK) * ld
+    y = K * N * n
+    x = np.zeros((K * N + K * K) * n)
+    for c in range(C):
+        for q in range(N):
+            start = at + q * step + c * ld
+            if K == 5:
+                _points_to_g_5(grads, start, N * step, x, q * n, N * n, n)
+            else:
+                points_to_g_3(grads, start, N * step, x, q * n, N * n, n)
+        for u in range(K):
+            if K == 5:
+                _points_to_g_5(x, u * N * n, n, x, y + u * K * n, n, n)
+            else:
+                points_to_g_3(x, u * N * n, n, x, y + u * K * n, n, n)
+        for f in range(F):
+            for u in range(K):
+                for v in range(K):
+                    dw[f, c, u, v] = x[y + (u * K + v) * n + f]

@@ -33,10 +33,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..jit import SIMD, inner
+from ..jit import SIMD, inner, once
 from ..simd import Emit, lanes
 from .tile import SLACK, product
-from .winograd import A_3, G_3, SIGNS, B, N, combine
+from .winograd import A_3, SIGNS, B, N, combine, g_to_points_3, points_to_g_3, whole
 
 M = 4  # rows of y in a group
 # Pixels of y whose points are in the cache at a time: whole tiles, whether of 6 or 8.
@@ -195,41 +195,31 @@ def weight_gradient(s, x, dy, groups, A, width, pixels, taps, K, at_x, at_dy, gr
                     s.dtype.type(-np.inf), False)
 
 
-@inner
-def pack_points(w, packed, at, ld):
+@once
+def transform_weights(w, packed, at, ld):
     """Store G w as [point][a, v, c][f]; rows are ld apart."""
     F, C, KH, KW = w.shape
-    g = np.empty((3, F))
+    n, step = whole(F), KH // 3 * KW * C * ld
+    x = np.zeros(3 * n)
     for c in range(C):
-        for u in range(0, KH, 3):
+        for a in range(KH // 3):
             for v in range(KW):
-                tap = (u // 3 * KW + v) * C + c
                 for b in range(3):
                     for f in range(F):
-                        g[b, f] = w[f, c, u + b, v]
-                for p in range(N):
-                    to = packed[at + (p * (KH // 3 * KW * C) + tap) * ld:]
-                    for f in range(F):
-                        total = 0.0
-                        for b in range(3):
-                            total += G_3[p, b] * g[b, f]
-                        to[f] = total
+                        x[b * n + f] = w[f, c, 3 * a + b, v]
+                g_to_points_3(x, 0, n, packed, at + ((a * KW + v) * C + c) * ld, step, n)
 
 
-@inner
-def unpack_points(grads, at, ld, dw):
-    """Fill dw (F,C,KH,KW) with G^T [gradient at the points]."""
+@once
+def transform_gradient(grads, at, ld, dw):
+    """Fill dw (F,C,KH,KW) with G^T X, X the gradient in the transform domain."""
     F, C, KH, KW = dw.shape
-    K = KH // 3 * KW * C
-    total = np.empty(F)
+    n, step = whole(F), (KH // 3 * KW * C + SLACK) * ld
+    x = np.zeros(3 * n)
     for c in range(C):
-        for u in range(KH):
+        for a in range(KH // 3):
             for v in range(KW):
-                tap = (u // 3 * KW + v) * C + c
-                total[:] = 0.0
-                for p in range(N):
-                    row = grads[at + (p * (K + SLACK) + tap) * ld:]
-                    for f in range(F):
-                        total[f] += G_3[p, u % 3] * row[f]
+                points_to_g_3(grads, at + ((a * KW + v) * C + c) * ld, step, x, 0, n, n)
                 for f in range(F):
-                    dw[f, c, u, v] = total[f]
+                    for b in range(3):
+                        dw[f, c, 3 * a + b, v] = x[b * n + f]

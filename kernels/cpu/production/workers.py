@@ -74,7 +74,7 @@ def take_next(typingctx: Any, counter: Any) -> Any:
 
 
 @intrinsic
-def _look(typingctx: Any, a: Any, i: Any) -> Any:
+def _poll(typingctx: Any, a: Any, i: Any) -> Any:
     """Return a[i] as it is in memory now, after a moment's rest for the other hyperthread."""
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if SIMD in ("avx512", "avx2", "sse"):
@@ -100,22 +100,22 @@ def _show(typingctx: Any, a: Any, i: Any, value: Any) -> Any:
 
 @kernel(lambda t: (types.int64[::1], types.int64[::1], types.int64[::1], types.int64, types.int64,
                    types.int64))
-def _watch_for_job(number, counters, busy, i, seen, looks):
+def _watch_for_job(number, counters, busy, i, seen, polls):
     """Say that helper i is not busy; return whether another job than ``seen`` has been begun."""
     _show(busy, i, 0)
-    for _ in range(looks):
-        job = _look(number, 0)
-        if job != seen and _look(counters, job % (counters.size // _LINE) * _LINE) > 0:
+    for _ in range(polls):
+        job = _poll(number, 0)
+        if job != seen and _poll(counters, job % (counters.size // _LINE) * _LINE) > 0:
             return True
     return False
 
 
 @kernel(lambda t: (types.int64[::1], types.int64, types.int64))
-def _watch_for_end(busy, job, looks):
+def _watch_for_end(busy, job, polls):
     """Return whether nobody is ``busy`` with a job."""
     i = 0
-    for _ in range(looks):
-        while i < busy.size and _look(busy, i) != job:
+    for _ in range(polls):
+        while i < busy.size and _poll(busy, i) != job:
             i += 1
         if i == busy.size:
             return True
@@ -138,7 +138,7 @@ class _Team:
     """Threads 1, 2, ..., which help the caller, thread 0, with one job after the other.
 
     All but the watching holds Python's lock. A helper says with which job it is busy before it
-    looks whether that is still the one; the caller closes the job before it looks who is busy. That
+    polls whether that is still the one; the caller closes the job before it polls who is busy. That
     it is busy no more a helper says when it has let go of the lock: the caller goes on at once.
     """
 
@@ -158,11 +158,11 @@ class _Team:
         self._bells: list[queue.SimpleQueue[None]] = [queue.SimpleQueue() for _ in range(helpers)]
         self._job_or_not = _watch_for_job.compile("float32")
         self._end_or_not = _watch_for_end.compile("float32")
-        # A look takes 30 ns on one processor and 60 on another.
+        # A poll takes 30 ns on one processor and 60 on another.
         start = time.perf_counter()
         self._job_or_not(self._number, self._counters, self._busy, 0, 0, 10_000)
-        looks = 10_000 / (time.perf_counter() - start)
-        self._watch, self._wait = int(_WATCH * looks), int(_WAIT * looks)
+        polls = 10_000 / (time.perf_counter() - start)
+        self._watch, self._wait = int(_WATCH * polls), int(_WAIT * polls)
         for i in range(helpers):
             threading.Thread(target=self._help, args=(i,), daemon=True,
                              name=f"minisrcnn-{i + 1}").start()
