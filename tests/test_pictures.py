@@ -309,7 +309,7 @@ def test_workers_shards_manifest_and_resume(tmp_path, model):
     assert len(report) == 6 and all(p["error"] is None for p in report)
     assert (tmp_path / "out/deep/1_x2.png").exists() and (tmp_path / "out/0_x2.png").exists()
     (tmp_path / "out/0_x2.png").unlink()
-    (tmp_path / "out/.0_x2.png.77-abc.part").write_bytes(b"left by a kill")
+    (tmp_path / "out/.0_x2.png.99999999-0123abcd.part").write_bytes(b"left by a kill")
     args = ["in", "-r", "-o", "out", "--model", model, "--manifest", "m.jsonl", "--resume",
             "--overwrite"]
     done = command(*args, cwd=tmp_path)
