@@ -181,18 +181,75 @@ def third_party(paths):
 KNOWN = {"cupy": "cupy-cuda12x", "torch": "torch", "_pytest": "pytest", "pytest": "pytest"}
 
 
-@pytest.mark.parametrize(("folder", "extras"), [
-    ("minisrcnn", tuple(PROJECT["optional-dependencies"])),
-    ("kernels", ()),
-    ("tests", tuple(PROJECT["optional-dependencies"])),
-    ("benchmarks", tuple(PROJECT["optional-dependencies"])),
+EXTRAS = tuple(PROJECT["optional-dependencies"])
+DEVELOPERS = ("bench", "docs", "browser", "test")
+PLUGIN = {"pytest", "hypothesis"}  # what loads the plugin has the first; it looks for the second
+
+
+@pytest.mark.parametrize(("folder", "extras", "others"), [
+    ("minisrcnn", tuple(extra for extra in EXTRAS if extra not in DEVELOPERS), PLUGIN),
+    ("kernels", (), set()),
+    ("tests", EXTRAS, set()),
+    ("benchmarks", EXTRAS, set()),
 ])
-def test_every_import_is_declared(folder, extras):
+def test_every_import_is_declared(folder, extras, others):
     distributions = packages_distributions()
-    allowed = declared(*extras)
+    allowed = declared(*extras) | others
     missing = {}
     for top, path in third_party(sorted((ROOT / folder).rglob("*.py"))).items():
         names = {canonical(name) for name in distributions.get(top, [KNOWN.get(top, top)])}
         if not names & allowed:
             missing[top] = f"{path} imports it, and pyproject.toml does not name {names}"
     assert not missing
+
+
+# --- what is declared is what CI installs -----------------------------------------------------------
+
+
+def version(text):
+    """Return a version for comparison: 1.8 and 1.8.0 are the same one."""
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def bounds(extras):
+    """Return the lower bound of each distribution that pyproject.toml names."""
+    lines = [*PROJECT["dependencies"],
+             *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    found = {}
+    for line in lines:
+        name, bound = re.match(r"([\w.-]+)(?:\[\w+\])?[>=]=([\w.]+)", line).groups()
+        assert found.setdefault(canonical(name), version(bound)) == version(bound), line
+    return found
+
+
+def pins(path):
+    """Return the versions of each distribution in a lock file; one may differ by Python."""
+    found = {}
+    for line in (ROOT / path).read_text("utf-8").splitlines():
+        if pin := re.match(r"([\w.-]+)==([\w.]+)", line):
+            found.setdefault(canonical(pin[1]), set()).add(version(pin[2]))
+    return found
+
+
+def extras_of(script):
+    """Return the extras that a script of CI installs or locks."""
+    text = (ROOT / script).read_text("utf-8")
+    listed = re.findall(r"\.\[([\w,]+)\]", text) + re.findall(r"--extra (\w+)", text)
+    return tuple(extra for names in listed for extra in names.split(","))
+
+
+def test_the_locked_versions_are_allowed_ones():
+    """If this fails: .ci/lock writes both files anew."""
+    locked = pins(".ci/constraints.txt")
+    for name, bound in bounds(extras_of(".ci/run")).items():
+        assert name in locked, f"{name} is not in .ci/constraints.txt"
+        assert min(locked[name]) >= bound, f"{name}: pyproject.toml wants another than is locked"
+
+
+def test_every_lower_bound_is_the_version_that_is_tested():
+    lowest = pins(".ci/lowest.txt")
+    for name, bound in bounds(extras_of(".ci/versions")).items():
+        assert lowest.get(name) == {bound}, f"{name}: .ci/lowest.txt tests {lowest.get(name)}"

@@ -473,3 +473,9 @@ def test_nothing_is_lost_when_workers_or_the_run_are_killed(tmp_path, model):
         with Image.open(path) as picture:
             picture.load()
             assert picture.size == (320, 240)
+
+
+def test_an_unfinished_reader_lets_python_end():
+    """At the end of Python 3.13 other threads stand still; waiting for one would never end."""
+    code = "from minisrcnn.imaging.pages import ahead; left = ahead(range(9)); next(left)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

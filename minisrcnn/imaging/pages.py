@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -139,4 +140,5 @@ def ahead(items: Iterable[Out], threaded: bool = True) -> Iterator[Out]:
             yield value
     finally:
         stopped.set()
-        thread.join()
+        if not sys.is_finalizing():  # then threads stand still for good, and a join never ends
+            thread.join()
