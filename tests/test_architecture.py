@@ -203,7 +203,7 @@ def test_every_import_is_declared(folder, extras, others):
     assert not missing
 
 
-# --- what is declared is what CI installs -----------------------------------------------------------
+# --- what is declared is what CI installs ---------------------------------------------------------
 
 
 def version(text):
