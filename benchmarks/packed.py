@@ -1,12 +1,14 @@
 """Packed sets: what training from one costs in time and memory, against pictures in memory.
 
-    python -m benchmarks.packed                      T91, and 10,000 pictures of 200x300
-    python -m benchmarks.packed --pictures 2500 --rounds 1 --steps 300
+``python -m benchmarks packed`` trains on T91 (recipe ``fast``) and on 10,000 pictures of 200x300
+that it makes (smooth noise, recipe ``adam``): from memory and from a packed set, in turns, each in
+a process of its own. Two things are measured, of the 10,000 by processes for each:
 
-Each training is a process of its own, in turns with the others; printed are medians of the rounds.
-It cuts the patches of an epoch without training on them, and then makes whole steps for one window
-of patches that are shuffled together (all of T91; 340,000 patches). The pictures are smooth noise,
-as PNG in a temporary folder that is removed.
+- *Time*: whole steps of windows of patches. Those of the 10,000 are cut to a sixteenth of their
+  size here, so that some whole ones are timed: the pixels to degrade for each patch are as many.
+  In memory, all of them are degraded before; of the packed set none is, as if of all pictures
+  nothing were ever kept.
+- *Memory*: the peak of an epoch with windows as they are, of which every 16th patch is cut.
 """
 
 from __future__ import annotations
@@ -14,18 +16,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .machine import use_checkout
+from . import machine
+from .results import Row, Run
+
+PICTURES = 10_000
+EVERYTHING, BUDGETS = 10**10, {"2GB": 2 * 10**9, "600MB": 6 * 10**8}
+_PART = 16
+_WINDOWS = 4  # so many are timed
+STEPS = 2000  # of T91, whose patches make one window; with the first steps, which are not timed
 
 
 def make_pictures(folder: Path, count: int, H: int = 200, W: int = 300) -> None:
@@ -50,11 +60,11 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def measure(data: str, recipe: str, memory: int, most: int) -> dict[str, float]:
-    """Train in this process: an epoch of patches without network, then whole steps of a window."""
+def train(data: str, recipe: str, memory: int, what: str, steps: int) -> dict[str, float]:
+    """Train in this process; return milliseconds of a step, or the peak of memory, MB."""
     from minisrcnn.engine.backends import choose_backend
+    from minisrcnn.training import order
     from minisrcnn.training.network import new_network
-    from minisrcnn.training.order import Shuffle, Stream
     from minisrcnn.training.pictures import load_data
     from minisrcnn.training.ranks import Ranks
     from minisrcnn.training.settings import TrainSettings, new_plan
@@ -62,101 +72,157 @@ def measure(data: str, recipe: str, memory: int, most: int) -> dict[str, float]:
 
     plan = new_plan(TrainSettings(data=data, recipe=recipe, backend="numba"))
     net = new_network(plan, choose_backend("numba"))
-    start = time.perf_counter()
     loaded, _, plan = load_data(plan, lambda text: None, memory)
-    opened = time.perf_counter() - start
-    batch, size = plan.recipe.batch, plan.recipe.input_size
-    shuffle = Shuffle(loaded.index, 0)
-
-    def cut(stream: Stream, batches: int) -> float:
-        start = time.perf_counter()
-        for _ in range(batches):
-            loaded.patches(*stream.take(batch), size, net.shrinkage // 2)
-        return batches * batch / (time.perf_counter() - start)
-
-    first = cut(Stream(shuffle.epoch(0), loaded.expect), len(loaded.index) // batch)
-    windows = [len(window.numbers) // batch for window in shuffle.epoch(1)]
+    if what == "time" and recipe == "adam":
+        order.WINDOW //= _PART
+    windows = list(order.Shuffle(loaded.index, 0, loaded.weights).epoch(0))
     stepper = HostStepper(net, loaded, plan.recipe, Ranks())
     stepper.set_rates({name: 1e-6 for name in net.chain.layers if name.startswith("conv")})
-    stepper.begin_epoch(shuffle.epoch(1))
-    # What comes first was not made ahead.
-    cut(stepper.stream, windows.pop(0) if len(windows) > 1 else 0)
-    steps = min(windows[0], most) if most else windows[0]
-    start = time.perf_counter()
-    for _ in range(steps):
+    if what == "peak":
+        windows = [order.Window(w.numbers[::_PART], w.codes[::_PART], w.images) for w in windows]
+        stream = order.Stream(iter(windows), loaded.expect)
+        for _ in range(sum(len(w.numbers) for w in windows) // plan.recipe.batch - 100):
+            loaded.patches(*stream.take(plan.recipe.batch), plan.recipe.input_size, 6)
+        stepper.stream = stream
+        for _ in range(100):
+            stepper.step()
+        loaded.close()
+        return {"peak": peak()}
+    if recipe == "adam":
+        windows = windows[:_WINDOWS + 1]
+        if memory == EVERYTHING:
+            for image in np.concatenate([window.images for window in windows]):
+                loaded.inputs[image]
+        warm, timed = (sum(len(w.numbers) for w in part) // plan.recipe.batch
+                       for part in (windows[:1], windows[1:]))
+    else:
+        warm, timed = steps // 8, steps
+    stepper.begin_epoch(iter(windows))
+    for _ in range(warm):
         stepper.step()
-    rate = steps * batch / (time.perf_counter() - start)
+    timed = min(timed, steps) if steps < STEPS else timed
+    start = time.perf_counter()
+    for _ in range(timed):
+        stepper.step()
+    took = time.perf_counter() - start
     loaded.close()
-    return {"rate": rate, "peak": peak(), "opened": opened, "first": first}
+    return {"ms": 1e3 * took / timed, "batch": plan.recipe.batch, "peak": peak()}
 
 
-def child(*args: str) -> dict[str, float]:
-    """Run a measurement in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.packed", "--child", *args],
-                          capture_output=True, text=True, check=True)
+def child(*words: str) -> dict[str, float]:
+    """Train in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.packed", *words], cwd=machine.ROOT,
+                          capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"a training ended with exit code {done.returncode}: "
+                         f"{done.stderr.strip()[-300:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(title: str, cases: dict[str, list[str]], rounds: int) -> None:
-    """Measure cases in turns; print a table of medians."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, args in cases.items():
-            found[name].append(child(*args))
-    print(f"\n{title}\n\n| pictures | patches/s | | without network, first epoch | peak memory, MB "
-          "| to open, s |\n|---|---|---|---|---|---|")
-    reference = None
-    for name, results in found.items():
-        rate, first, most, opened = (statistics.median(r[key] for r in results)
-                                     for key in ("rate", "first", "peak", "opened"))
-        reference = reference or rate
-        print(f"| {name} | {rate:,.0f} | {rate / reference - 1:+.1%} | {first:,.0f} | {most:,.0f} "
-              f"| {opened:.1f} |", flush=True)
+def measure(rounds: int, pictures: int, steps: int, command: list[str]) -> Run:
+    """Measure everything in turns; return the run.
+
+    Parameters
+    ----------
+    rounds : int
+        Turns of each training that is timed; peaks are measured once.
+    pictures : int
+        How many are made.
+    steps : int
+        Timed at most, if fewer than usual: for a quick look.
+    command : list of str
+        What to note in the file.
+
+    Raises
+    ------
+    ValueError
+        If a process fails.
+    """
+    started, start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    busy = machine.others()
+    rows: dict[tuple[str, str], Row] = {}
+    noise: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {"threads": len(machine.usable_cpus()), "clock": "wall",
+                                "rounds": rounds}
+    shuffled = random.Random(0)
+    with tempfile.TemporaryDirectory(prefix="minisrcnn-packed-") as name:
+        place = Path(name)
+        folder = place / "pictures"
+        make_pictures(folder, pictures)
+        made = f"{pictures:,} pictures of 200x300"
+        settings["packing"] = {"T91": pack("T91", place / "t91.luma"),
+                               made: pack(str(folder), place / "set.luma", "--no-copies")}
+        cases = [("T91", "in memory", "T91", "fast", EVERYTHING),
+                 ("T91", "packed", str(place / "t91.luma"), "fast", BUDGETS["2GB"]),
+                 (made, "in memory", str(folder), "adam", EVERYTHING),
+                 (made, "packed", str(place / "set.luma"), "adam", BUDGETS["2GB"])]
+        for n in range(rounds):
+            for case, who, data, recipe, memory in shuffled.sample(cases, len(cases)):
+                print(f"round {n + 1} of {rounds}: {case}, {who}", file=sys.stderr, flush=True)
+                with machine.noted(noise, case, n):
+                    found = child(data, recipe, str(memory), "time", str(steps))
+                row = rows.setdefault((case, who), Row(
+                    "packed", case, case, int(found["batch"]), who))
+                row.samples.append([round(found["ms"], 5)])
+                if case == "T91":  # all of it, as it is
+                    row.peak_mb = max(row.peak_mb or 0.0, round(found["peak"], 1))
+        peaks = [("in memory", str(folder), EVERYTHING),
+                 *((f"packed, --memory {name}", str(place / "set.luma"), memory)
+                   for name, memory in BUDGETS.items())]
+        for who, data, memory in peaks:
+            print(f"peak of memory: {who}", file=sys.stderr, flush=True)
+            found = child(data, "adam", str(memory), "peak", str(steps))
+            rows[made, f"{who}, peak"] = Row("packed peak", made, made, pictures, who,
+                                             peak_mb=round(found["peak"], 1))
+    busy = max(busy, machine.others())
+    return Run(command, started, round(time.monotonic() - start, 1),
+               machine.describe() | {"others_busy": round(busy, 2)}, settings,
+               list(rows.values()), noise, machine.mark_noise(noise, busy))
+
+
+def pack(source: str, out: Path, *options: str) -> dict[str, float]:
+    """Pack a set; return seconds, the peak of memory and the size of the file, MB."""
+    program = [sys.executable, "-m", "minisrcnn", "data", "pack", source, "-o", str(out), *options]
+    start = time.perf_counter()
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, cwd=machine.ROOT,
+                               env=os.environ | {"PYTHONPATH": machine.python_path()})
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise ValueError(f"data pack {source} ended with exit code {process.returncode}")
+    return {"seconds": round(time.perf_counter() - start, 1),
+            "peak_mb": round(used.ru_maxrss * 1024 / 1e6, 1),
+            "file_mb": round(os.path.getsize(out) / 1e6, 1)}
+
+
+def table(run: Run) -> list[list[str]]:
+    """Return the lines of the documents' table: set, pictures, patches a second, peak."""
+    lines = []
+    medians = {(row.case, row.implementation): row for row in run.timed("packed")}
+    for (case, who), row in medians.items():
+        memory = medians[case, "in memory"]
+        turns = zip(memory.turns, row.turns, strict=True)
+        ratio = float(np.median([a / b for a, b in turns]))
+        peak_ = "" if row.peak_mb is None else f"{row.peak_mb:,.0f} MB"
+        lines.append([case, who, f"{1e3 * row.size / row.median:,.0f}",
+                      "" if who == "in memory" else f"{ratio - 1:+.1%}", peak_])
+    lines += [[row.case, row.implementation, "", "", f"{row.peak_mb:,.0f} MB"]
+              for row in run.rows if row.suite == "packed peak"]
+    lines += [[case, f"to pack: {cost['seconds']:.0f} s, {cost['file_mb']:,.0f} MB", "", "",
+               f"{cost['peak_mb']:,.0f} MB"]
+              for case, cost in run.settings.get("packing", {}).items()]
+    return lines
 
 
 def main() -> None:
-    """Make the pictures, pack them, measure."""
+    """Be a training."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packed")
-    parser.add_argument("--pictures", type=int, default=10000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=0, help="at most; a whole window by default")
-    parser.add_argument("--child", nargs=4, metavar=("DATA", "RECIPE", "MEMORY", "STEPS"),
-                        help=argparse.SUPPRESS)
+    for name in ("data", "recipe", "memory", "what", "steps"):
+        parser.add_argument(name)
     options = parser.parse_args()
-    use_checkout()
-    if options.child:
-        data, recipe, memory, steps = options.child
-        print(json.dumps(measure(data, recipe, int(memory), int(steps))))
-        return
-    with tempfile.TemporaryDirectory() as place:
-        compare_all(Path(place), options.pictures, options.rounds, str(options.steps))
-
-
-def compare_all(place: Path, pictures: int, rounds: int, steps: str) -> None:
-    """Measure T91 and the synthetic set."""
-    program = [sys.executable, "-m", "minisrcnn", "data", "pack"]
-    everything = str(10**10)
-    subprocess.run([*program, "T91", "-o", str(place / "t91.luma")], check=True)
-    compare("T91, recipe fast", {
-        "in memory": ["T91", "fast", everything, steps],
-        "packed, --memory 2GB": [str(place / "t91.luma"), "fast", str(2 * 10**9), steps],
-    }, rounds)
-    make_pictures(place / "pictures", pictures)
-    start = time.perf_counter()
-    folder, packed = str(place / "pictures"), str(place / "set.luma")
-    code = (f"import resource, subprocess; subprocess.run({[*program, folder]!r} + "
-            f"['--no-copies', '-o', {packed!r}], check=True); "
-            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    print(f"\n{done.stdout.splitlines()[0].split(': ')[1]}, packed in "
-          f"{time.perf_counter() - start:.0f} s, peak memory "
-          f"{int(done.stdout.split()[-1]) * 1024 / 1e6:,.0f} MB; the set has "
-          f"{os.path.getsize(packed) / 1e6:,.0f} MB")
-    compare(f"{pictures:,} pictures of 200x300, recipe adam", {
-        "in memory": [folder, "adam", everything, steps],
-        **{f"packed, --memory {name}": [packed, "adam", str(memory), steps]
-           for name, memory in (("2GB", 2 * 10**9), ("600MB", 6 * 10**8))},
-    }, rounds)
+    machine.use_checkout()
+    print(json.dumps(train(options.data, options.recipe, int(options.memory), options.what,
+                           int(options.steps))))
 
 
 if __name__ == "__main__":

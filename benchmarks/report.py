@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from . import ab, pictures, results, scaling, verdicts
+from . import ab, packed, pictures, results, scaling, verdicts
 from .machine import ROOT
 from .results import Row, Run
 
@@ -296,12 +296,18 @@ def files(run: Run) -> str:
         missing if run.timed("files") else "")
 
 
+def packed_sets(run: Run) -> str:
+    """Return trainings from memory and from packed sets: patches a second, memory."""
+    return _marked(run, ["", "", "patches a second", "against memory", "peak of memory"],
+                   packed.table(run))
+
+
 BLOCKS: dict[str, Callable[[Run], str]] = {
     "machine": machine, "roofs": roofs, "speed": speed, "summary": summary, "ops": ops,
     "ladder": ladder, "gpu": gpu, "on_gpu": on_gpu, "gpu_ladder": gpu_ladder,
     "crossover": crossover, "growth": growth, "untimed": untimed,
     "ab": compared, "ranks": ranks, "projection": projection, "workers": workers,
-    "files": files,
+    "files": files, "packed": packed_sets,
     "training": lambda run: times(run, "training"),
     "inference": lambda run: times(run, "inference"), "times": lambda run: times(run, "ops"),
 }
@@ -316,7 +322,7 @@ TITLES = {
     "crossover": "From which size on the GPU wins, with transfers", "untimed": "Not timed",
     "ab": "Two revisions", "ranks": "Ranks of MPI, one thread each",
     "projection": "More ranks than were measured: a projection", "workers": "Many small pictures",
-    "files": "Picture files",
+    "files": "Picture files", "packed": "Training from a packed set",
 }
 
 

@@ -555,6 +555,18 @@ def test_the_table_of_picture_files():
     assert report.files(make_run([])) == ""
 
 
+def test_the_table_of_packed_sets():
+    """The ratio is that of turns taken one after the other, not of the medians."""
+    rows = [Row("packed", "T91", "T91", 16, "in memory", samples=[[4.0], [8.0], [5.0]]),
+            Row("packed", "T91", "T91", 16, "packed", samples=[[5.0], [8.0], [4.0]], peak_mb=300),
+            Row("packed peak", "T91", "T91", 9, "in memory", peak_mb=3000.0)]
+    text = report.packed_sets(make_run(rows))
+    assert "| T91 | in memory | 3,200 |  |  |" in text
+    assert "| T91 | packed | 3,200 | +0.0% | 300 MB |" in text
+    assert "| T91 | in memory |  |  | 3,000 MB |" in text
+    assert report.packed_sets(make_run([])) == ""
+
+
 # ---- ranks ---------------------------------------------------------------------------------
 
 
