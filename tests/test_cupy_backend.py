@@ -6,7 +6,6 @@ Run on the CPU through the emulator; with ``-m gpu`` the same tests run on the d
 from __future__ import annotations
 
 import inspect
-import itertools
 import re
 import sys
 import types
@@ -104,34 +103,6 @@ def test_gradients_are_finite_differences(device):
                 losses.append(float(device.chain_loss_and_gradients(params, x, t)[0]))
             numeric[at] = (losses[0] - losses[1]) / (2 * h)
         assert np.abs(device.to_numpy(grads[name]) - numeric).max() < 1e-8 * np.abs(numeric).max()
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_chunks_add_up_to_the_batch_whoever_computes_them(device, dtype):
-    """Several devices: runs of chunks, then runs of columns; the same bits, and near the whole."""
-    net = network(device, dtype)
-    x, t = batch(device, dtype, 11)
-    size, parts = 4, {}
-    for cuts in ((0, 11), (0, 4, 11), (0, 4, 8, 11)):  # chunks of 4, 4 and 3 patches
-        found = [device.chain_partials(net.parameters, x[a:b], t[a:b], size, t.size)
-                 for a, b in itertools.pairwise(cuts)]
-        rows = np.concatenate([device.to_numpy(partial) for partial, _ in found])
-        columns = np.array_split(rows, len(cuts), axis=1)
-        total = np.concatenate([device.to_numpy(device.add_partials(device.asarray(run, dtype)))
-                                for run in columns])
-        losses = np.concatenate([losses for _, losses in found])
-        loss, grads = device.chain_total(net.parameters, x, device.asarray(total, dtype), losses,
-                                         t.size)
-        parts[cuts] = loss, {name: device.to_numpy(value) for name, value in grads.items()}
-    loss, grads = parts.popitem()[1]
-    for other_loss, other in parts.values():
-        assert other_loss == loss
-        for name, value in other.items():
-            np.testing.assert_array_equal(value, grads[name])
-    whole, want = device.chain_loss_and_gradients(net.parameters, x, t)
-    assert loss == pytest.approx(float(whole), rel=TOLERANCE[dtype])
-    want = {name: device.to_numpy(value) for name, value in want.items()}
-    assert worst(np.asarray, grads, want) < TOLERANCE[dtype]
 
 
 def test_ranks_of_a_machine_take_its_devices_in_turn():

@@ -22,7 +22,7 @@ SOURCES = sorted(Path(backends.__path__[0]).glob("*cu*.py"))  # cupy.py, cupy_em
 # Names of the stand-in's own implementation, imported at its top.
 NOT_CUPY = {"annotations", "build", "forwarded", "np", "types", "Any",
             "CUDADriverError", "CUDARuntimeError", "CompileException", "Device", "Event", "Graph",
-            "MemoryPointer", "Stream", "get_current_stream", "get_device_properties",
+            "MemoryPointer", "Stream", "alloc_pinned_memory", "get_current_stream", "get_device_properties",
             "get_elapsed_time"}
 
 
@@ -169,3 +169,14 @@ def test_arrays_do_not_mix_with_numpy():
                   lambda: np.add(a, np.zeros(3)), lambda: cupy_standin.stack([np.zeros(3)])):
         with pytest.raises(TypeError):
             wrong()
+
+
+def test_what_gathers_gradients_is_in_cupy():
+    """Called by training/gather.py; read, for it can be imported only where an MPI is found."""
+    folder = Path(cupy.__file__).parents[1] / "cupyx" / "distributed"
+    found = {node.name: [a.arg for a in node.args.args + node.args.kwonlyargs]
+             for file in ("_init.py", "_comm.py")
+             for node in ast.walk(ast.parse((folder / file).read_text("utf-8")))
+             if isinstance(node, ast.FunctionDef)}
+    assert {"n_devices", "rank", "use_mpi"} <= set(found["init_process_group"])
+    assert found["all_gather"] == ["self", "in_array", "out_array", "count", "stream"]

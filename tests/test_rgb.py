@@ -102,7 +102,7 @@ def test_a_step_is_that_of_pytorch(pictures):
     net = SRCNN("5-1-3", channels=3, backend="numpy", init="he", seed=4)
     weights = {k: torch.tensor(v.astype(np.float64), requires_grad=True)
                for k, v in net.parameters.items()}
-    stepper = new_stepper(net, data, plan.recipe, Ranks())
+    stepper = new_stepper(net, data, plan.recipe, Ranks(), print)
     (window,) = Shuffle(data.index, 3).epoch(0)
     order, codes = window.numbers, window.codes
     stepper.begin_epoch(iter([window]))
@@ -134,7 +134,7 @@ def test_on_a_device_as_on_the_host(pictures):
     found = []
     for backend in ("numpy", "cupy-emulated"):
         net = SRCNN("5-1-3", channels=3, backend=get_backend(backend), init="he")
-        stepper = new_stepper(net, data, plan.recipe, Ranks())
+        stepper = new_stepper(net, data, plan.recipe, Ranks(), print)
         stepper.begin_epoch(Shuffle(data.index, 0).epoch(0, 0, len(data.index) // 4 * 4))
         stepper.set_rates({"conv1": 0.1, "conv2": 0.1, "conv3": 0.1})
         for _ in range(2):

@@ -33,7 +33,7 @@ from minisrcnn.training.ranks import Ranks
 from minisrcnn.training.recipes import RECIPES, Recipe
 from minisrcnn.training.settings import Plan, TrainSettings
 from minisrcnn.training.state import TrainingFailedError, summary
-from minisrcnn.training.steppers import DeviceStepper, HostStepper, new_stepper
+from minisrcnn.training.steppers import DeviceStepper, HostStepper, SentStepper, new_stepper
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -570,6 +570,31 @@ def test_muon_resumes_bit_for_bit(pictures, tiny, monkeypatch, backend):
         np.testing.assert_array_equal(to_numpy(rest.net.parameters[name]), to_numpy(value))
 
 
+@pytest.mark.parametrize("device", ["cupy-emulated",
+                                    pytest.param("cupy", marks=pytest.mark.gpu)])
+def test_batches_that_are_sent_give_the_bits_of_pictures_on_the_device(pictures, tiny, device,
+                                                                       monkeypatch):
+    if (reason := unavailable_reason(device)) is not None:
+        pytest.skip(f"{device}: {reason}")
+    plan = Plan(str(pictures), 2, "5-1-3", 0, device, tiny)
+    data, _, _ = load_data(plan, quiet)
+    numbers = np.arange(3 * tiny.batch) % len(data.index)
+    found = []
+    for kind, most in ((DeviceStepper, 1 << 28), (SentStepper, 1)):
+        monkeypatch.setattr("minisrcnn.training.steppers._MOST_ON_DEVICE", most)
+        said = []
+        stepper = new_stepper(new_network(plan, get_backend(device)), data, tiny, Ranks(),
+                              said.append)
+        assert type(stepper) is kind and ("it is sent the batches" in str(said)) == (most == 1)
+        stepper.begin_epoch(iter([Window(numbers, numbers % 8)]))
+        for _ in range(3):
+            stepper.step()
+        found.append((stepper.losses(), stepper.arrays()))
+    assert found[0][0] == found[1][0]
+    for name, value in found[0][1].items():
+        np.testing.assert_array_equal(found[1][1][name], value)
+
+
 @pytest.mark.parametrize(("optimizer", "device"), [
     ("muon", "cupy-emulated"), ("sgd", "cupy-emulated"),
     pytest.param("muon", "cupy", marks=pytest.mark.gpu),
@@ -584,7 +609,7 @@ def test_host_and_device_go_on_from_each_others_arrays(pictures, tiny, optimizer
     order, codes = np.arange(8), np.arange(8)
 
     def stepper(backend):
-        made = new_stepper(new_network(plan, get_backend(backend)), data, recipe, Ranks())
+        made = new_stepper(new_network(plan, get_backend(backend)), data, recipe, Ranks(), quiet)
         made.begin_epoch(iter([Window(order, codes)]))
         made.set_rates(recipe.rates(("conv1", "conv2", "conv3"), 0, 10))
         return made

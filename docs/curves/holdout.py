@@ -211,7 +211,7 @@ class Run:
         """Train to the end, or until time is up; return what goes into the results."""
         e, begin = self.experiment, time.monotonic()
         with self.bench.compiling:
-            self.stepper: Stepper = new_stepper(self.net, self.data, e.recipe, Ranks())
+            self.stepper: Stepper = new_stepper(self.net, self.data, e.recipe, Ranks(), print)
             # A device's trainer has a stream of its own, which need not wait for this thread's.
             self.stream = (self.bench.stream(null=True) if hasattr(self.stepper, "trainer")
                            else contextlib.nullcontext())

@@ -10,6 +10,10 @@
 //     part 2         2        5        8        ...     v  in a fixed order
 //                  partial[0] + partial[1] + partial[2]    in a fixed order, by pointwise.cu
 //
+// Jobs go from image to image before they go to the next segment: with as many parts as images,
+// or a fraction or a multiple of them, a part is of the same images throughout. So several devices
+// can each work on some images of a batch, and leave the parts that one device would.
+//
 // Any number of blocks can share a sum in that way, without atomics: hence the same bits in every
 // run. And the last addition updates the weights in the same pass (reduce_sgd, reduce_adam).
 //
@@ -101,7 +105,8 @@ __device__ __forceinline__ void add_pixels(const real* x, const real* d,
 }
 
 // Partial gradients of weights and biases: block (part, tile) adds up the jobs part, part + parts,
-// ... and writes
+// ... and writes what follows. There are jobs for `slots` images, N or some more, so that they fit
+// the parts; those beyond N are empty.
 //
 //   partial[part][f*C*KH*KW + ...]  = sum over its jobs of dy[n,f,i,j] x[n,c,i+u,j+v]
 //   partial[part][F*C*KH*KW + f]    = sum over its jobs of dy[n,f,i,j]
@@ -109,7 +114,7 @@ __device__ __forceinline__ void add_pixels(const real* x, const real* d,
 // limits: conv_backward_weight_split registers<=248 shared<=49152 spills=0
 extern "C" __global__ void __launch_bounds__(DW_THREADS, 1) conv_backward_weight_split(
     const real* __restrict__ x, const real* __restrict__ dy, real* __restrict__ partial,
-    int N, int H, int W) {
+    int N, int slots, int H, int W) {
   __shared__ __align__(32) real xs[DW_BLOCK_ROWS * DW_XW];
   __shared__ __align__(32) real ds[SEGMENT * DW_DS];
   const int OH = H - CONV_KH + 1, OW = W - CONV_KW + 1;
@@ -128,10 +133,12 @@ extern "C" __global__ void __launch_bounds__(DW_THREADS, 1) conv_backward_weight
   real bias[DW_BIASES] = {};
 
   const int segments = (OW + SEGMENT - 1) / SEGMENT;
-  const long long jobs = (long long)N * OH * segments;
+  const long long jobs = (long long)slots * OH * segments;
   for (long long job = blockIdx.x; job < jobs; job += gridDim.x) {
-    const int j0 = (int)(job % segments) * SEGMENT, i = (int)(job / segments % OH);
-    const long long n = job / ((long long)segments * OH);
+    const long long n = job % slots;
+    if (n >= N) continue;
+    const int segment = (int)(job / slots);
+    const int j0 = segment % segments * SEGMENT, i = segment / segments;
     const real* const image = x + n * CONV_C * H * W;
     const real* const deltas = dy + n * CONV_F * OH * OW;
     const int width = min(SEGMENT, OW - j0);

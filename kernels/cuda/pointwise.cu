@@ -9,6 +9,7 @@
 typedef REAL real;
 
 #define SUM_THREADS 256  // threads of a block that sums; a power of two
+#define SHARES 8         // in which the sums over a batch are made; then these are added in order
 
 // Add one number of each thread of the block; the result is valid in thread 0.
 __device__ __forceinline__ real block_sum(real value, real* shared) {
@@ -39,16 +40,22 @@ extern "C" __global__ void relu_backward(const real* __restrict__ dy, const real
 }
 
 // L = 1/M sum_k (y_k - t_k)^2 over all M elements, dy_k = 2/M (y_k - t_k).
-// Stage 1: dy, and one partial sum of squares a block.
+// Stage 1: dy, and one partial sum of squares a block. y holds N images of `image` elements; block
+// b adds up images b % chunks, b % chunks + chunks, ... together with the other blocks of that
+// chunk. `elements` is M, which is more than y has where several devices share a batch.
 // limits: mse_partial registers<=48 shared<=2048 spills=0
 extern "C" __global__ void __launch_bounds__(SUM_THREADS) mse_partial(
     const real* __restrict__ y, const real* __restrict__ t, real* __restrict__ dy,
-    real* __restrict__ partial, long long size) {
+    real* __restrict__ partial, int N, int chunks, long long image, long long elements) {
   __shared__ real shared[SUM_THREADS];
-  const real scale = (real)2 / (real)size;
-  const long long step = (long long)gridDim.x * SUM_THREADS;
+  const real scale = (real)2 / (real)elements;
+  const int chunk = blockIdx.x % chunks;
+  const long long size = (N - chunk + chunks - 1) / chunks * image;
+  const long long step = (long long)(gridDim.x / chunks) * SUM_THREADS;
   real sum = 0;
-  for (long long at = blockIdx.x * (long long)SUM_THREADS + threadIdx.x; at < size; at += step) {
+  for (long long e = blockIdx.x / chunks * (long long)SUM_THREADS + threadIdx.x; e < size;
+       e += step) {
+    const long long at = chunks == 1 ? e : (e / image * chunks + chunk) * image + e % image;
     const real difference = y[at] - t[at];
     dy[at] = scale * difference;
     sum += difference * difference;
@@ -57,19 +64,25 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS) mse_partial(
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// Stage 2, one block: the loss. For training on the device it also adds the loss to `total` (so
-// that the host need not look at every step) and counts the step in counters[0] (the batches taken
-// of a sequence) and counters[1] (all steps), if `counting`.
-// limits: mse_finish registers<=48 shared<=2048 spills=0
-extern "C" __global__ void __launch_bounds__(SUM_THREADS) mse_finish(
+// Stage 2, one block: the loss, from sums `stride` apart, added as reduce_partials adds gradients.
+// For training on the device it also adds the loss to `total` (so that the host need not look at
+// every step) and counts the step in counters[0] (the batches taken of a sequence) and counters[1]
+// (all steps), if `counting`.
+// limits: mse_finish registers<=48 shared<=64 spills=0
+extern "C" __global__ void __launch_bounds__(SHARES) mse_finish(
     const real* __restrict__ partial, real* __restrict__ loss, double* __restrict__ total,
-    long long* __restrict__ counters, int parts, long long size, int counting) {
-  __shared__ real shared[SUM_THREADS];
+    long long* __restrict__ counters, int parts, long long stride, long long elements,
+    int counting) {
+  __shared__ real shared[SHARES];
   real sum = 0;
-  for (int p = threadIdx.x; p < parts; p += SUM_THREADS) sum += partial[p];
-  sum = block_sum(sum, shared);
+#pragma unroll 8
+  for (int p = threadIdx.x; p < parts; p += SHARES) sum += partial[p * stride];
+  shared[threadIdx.x] = sum;
+  __syncthreads();
   if (threadIdx.x == 0) {
-    loss[0] = sum / (real)size;
+#pragma unroll
+    for (int s = 1; s < SHARES; ++s) sum += shared[s];
+    loss[0] = sum / (real)elements;
     if (counting) {
       total[0] += (double)loss[0];
       counters[0] += 1;
@@ -128,41 +141,62 @@ extern "C" __global__ void adam_update(real* __restrict__ param, const real* __r
 // ---- the end of a training step: partial gradients of all layers -> gradient -> new weights ----
 //
 // conv_backward_weight_split leaves, for a layer, `parts` rows of `count` partial gradients
-// (weights, then biases) from `partial + from` on. The parameters of all layers lie in one array,
-// layer after layer, so that one launch finishes the step. The table `layers` holds L rows:
-//   {end, count, parts, from, biases}   end: index in the parameter array just behind the layer
+// (weights, then biases), `stride` apart, from `partial + from` on. The parameters of all layers
+// lie in one array, layer after layer, so that one launch finishes the step. The table `layers`
+// holds L rows:
+//   {end, count, parts, from, biases, stride}   end: index in the parameter array behind the layer
 //
 // A block serves 32 parameters with 8 threads each: thread (s, i) adds the partials s, s+8, ... of
-// parameter i, then the 8 sums are added in order.
-#define LAYER_COLUMNS 5
+// parameter i, its share, then the 8 shares are added in order. A share is the gradient of a chunk
+// of the batch, images s, s+8, ...: several devices that compute some chunks each, and add all of
+// them in order, get the same bits.
+#define LAYER_COLUMNS 6
 #define REDUCE_PARAMS 32
-#define REDUCE_SHARES 8
-#define REDUCE_THREADS (REDUCE_PARAMS * REDUCE_SHARES)
+#define REDUCE_THREADS (REDUCE_PARAMS * SHARES)
 
-// The gradient of parameter `at`, valid in the threads of share 0. `kind` tells whose learning rate
-// it has: 2 l for the weights of layer l (counted from 0), 2 l + 1 for its biases.
+// The sum of partials `share`, share + shares, ... of parameter `at`. `kind` tells whose learning
+// rate it has: 2 l for the weights of layer l (counted from 0), 2 l + 1 for its biases.
+__device__ __forceinline__ real sum_share(const real* __restrict__ partial,
+                                          const long long* __restrict__ layers, int L, int at,
+                                          int share, int shares, int* kind) {
+  const long long* row = layers;
+  *kind = 0;
+  for (int l = 1; l < L && at >= row[0]; ++l, row += LAYER_COLUMNS) *kind += 2;
+  const long long end = row[0], count = row[1], parts = row[2], stride = row[5];
+  if (at >= end - row[4]) *kind += 1;
+  const real* const from = partial + row[3] + (at - (end - count));
+  real sum = 0;
+#pragma unroll 8  // eight loads on their way at a time; added in the same order
+  for (long long p = share; p < parts; p += shares) sum += from[p * stride];
+  return sum;
+}
+
+// The gradient of parameter `at`, valid in the threads of share 0, and its `kind`.
 __device__ __forceinline__ real reduce_partials(const real* __restrict__ partial,
                                                 const long long* __restrict__ layers, int L,
                                                 int at, int size, real* shared, int* kind) {
   const int share = threadIdx.x / REDUCE_PARAMS;
-  real sum = 0;
   *kind = 0;
-  if (at < size) {
-    const long long* row = layers;
-    for (int l = 1; l < L && at >= row[0]; ++l, row += LAYER_COLUMNS) *kind += 2;
-    const long long end = row[0], count = row[1], parts = row[2];
-    if (at >= end - row[4]) *kind += 1;
-    const real* const from = partial + row[3] + (at - (end - count));
-#pragma unroll 8  // eight loads on their way at a time; added in the same order
-    for (long long p = share; p < parts; p += REDUCE_SHARES) sum += from[p * count];
-  }
+  real sum = at < size ? sum_share(partial, layers, L, at, share, SHARES, kind) : 0;
   shared[threadIdx.x] = sum;
   __syncthreads();
   if (share == 0) {
 #pragma unroll
-    for (int s = 1; s < REDUCE_SHARES; ++s) sum += shared[threadIdx.x + s * REDUCE_PARAMS];
+    for (int s = 1; s < SHARES; ++s) sum += shared[threadIdx.x + s * REDUCE_PARAMS];
   }
   return sum;
+}
+
+// The share of each of some chunks: rows (chunks, size).
+// limits: reduce_chunks registers<=80 shared<=0 spills=0
+extern "C" __global__ void __launch_bounds__(REDUCE_THREADS) reduce_chunks(
+    const real* __restrict__ partial, const long long* __restrict__ layers, int L,
+    real* __restrict__ rows, int chunks, int size) {
+  const int at = blockIdx.x * REDUCE_PARAMS + threadIdx.x % REDUCE_PARAMS;
+  const int chunk = threadIdx.x / REDUCE_PARAMS;
+  if (at >= size || chunk >= chunks) return;
+  int kind;
+  rows[chunk * (long long)size + at] = sum_share(partial, layers, L, at, chunk, chunks, &kind);
 }
 
 // limits: reduce_gradient registers<=80 shared<=2048 spills=0

@@ -53,6 +53,13 @@ class Ranks:
         """Return for each flag whether it is set on any rank."""
         return flags
 
+    def collect(self, value: T) -> list[T]:
+        """Return every rank's value, in the order of the ranks."""
+        return [value]
+
+    def fill(self, rows: Any) -> None:
+        """Fill an array (size, ...), of which each rank has the row of its number."""
+
     def share(self, items: int) -> tuple[int, int]:
         """Return the first item of this rank, and the one after its last."""
         return items * self.rank // self.size, items * (self.rank + 1) // self.size
@@ -76,7 +83,6 @@ class Ranks:
             Adds the rows of an (items, any) array in order, column by column.
         """
         return add(rows)
-
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -129,6 +135,17 @@ class MPIRanks(Ranks):
         both = np.array(flags, np.uint8)
         self._world.Allreduce(self._mpi.IN_PLACE, both, self._mpi.MAX)
         return tuple(map(bool, both))
+
+    def collect(self, value: T) -> list[T]:
+        """Return every rank's value, in the order of the ranks."""
+        return list(self._world.allgather(value))
+
+    def fill(self, rows: Any) -> None:
+        """Fill an array (size, ...), of which each rank has the row of its number.
+
+        The array may be on a device, if the MPI library takes such.
+        """
+        self._world.Allgather(self._mpi.IN_PLACE, rows)
 
     def gather(self, rows: NDArray[Any], items: int) -> NDArray[Any]:
         """Return the rows of all items, in order, from every rank's share of them."""

@@ -12,14 +12,14 @@ from ..engine.optim import SGD, Adam, DCTAdam, Muon
 from ..errors import MinisrcnnError
 from ..imaging.prepare import to_unit
 from ..srcnn import SRCNN
+from .gather import Gather, choose_gather
 from .order import Numbers, Stream, Window
 from .pictures import Data
 from .ranks import Ranks
 from .recipes import Recipe
 from .settings import Say
 
-# Of pictures that stay on a device, which has 8 bytes for each; beyond, it is sent the batches. A
-# rule on the pictures alone: the two steppers differ in the last digits.
+# Of pictures that stay on a device, which has 8 bytes for each; beyond, it is sent the batches.
 _MOST_ON_DEVICE = 1 << 28
 
 _ADAMS = {"adam": Adam, "dct-adam": DCTAdam, "muon": Muon}
@@ -177,18 +177,25 @@ class _Made(Sequence[Any]):
 class DeviceStepper:
     """Steps of a backend's ``DeviceTrainer``: pictures, patches and loss stay on the device."""
 
-    def __init__(self, net: SRCNN, data: Data, recipe: Recipe) -> None:
-        self.net, self.recipe = net, recipe
+    def __init__(
+        self, net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks, gather: Gather | None
+    ) -> None:
+        self.net, self.data, self.recipe = net, data, recipe
         self.trainer = net.backend.DeviceTrainer(
-            net.parameters,
-            _Made(lambda i: _channels_first(data.inputs[i]), len(data.inputs)),
-            _Made(lambda i: _channels_first(to_unit(data.labels[i])), len(data.labels)),
-            data.index[:],
+            net.parameters, *self._pictures(),
             batch_size=recipe.batch, patch_size=recipe.input_size, lr=recipe.lr,
             optimizer=recipe.optimizer,
             momentum=recipe.momentum if recipe.optimizer == "sgd" else None,
+            rank=ranks.rank, ranks=ranks.size, gather=gather,
         )
         self._read = 0
+
+    def _pictures(self) -> tuple[Sequence[Any], Sequence[Any], NDArray[Any]]:
+        """Return inputs, labels, and where patches may be cut."""
+        inputs, labels = self.data.inputs, self.data.labels
+        return (_Made(lambda i: _channels_first(inputs[i]), len(inputs)),
+                _Made(lambda i: _channels_first(to_unit(labels[i])), len(labels)),
+                self.data.index[:])
 
     def begin_epoch(self, windows: Iterator[Window]) -> None:
         """Take these patches from the next step on."""
@@ -236,29 +243,71 @@ class DeviceStepper:
             net.parameters[name][...] = value
 
 
+class SentStepper(DeviceStepper):
+    """The same, of more pictures than the device has room for: the host sends it the patches.
+
+    They are the device's pictures, of one patch each, and are replaced before each step.
+    """
+
+    def __init__(
+        self, net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks, gather: Gather | None
+    ) -> None:
+        self.padding = net.shrinkage // 2
+        size = recipe.input_size
+        self._x = np.zeros((recipe.batch, net.channels, size, size), net.dtype)
+        self._t = np.zeros((recipe.batch, net.channels, *[size - net.shrinkage] * 2), net.dtype)
+        super().__init__(net, data, recipe, ranks, gather)
+        self.trainer.load_order(np.arange(recipe.batch))
+
+    def _pictures(self) -> tuple[Sequence[Any], Sequence[Any], NDArray[Any]]:
+        table = np.zeros((self.recipe.batch, 3), np.int64)
+        table[:, 0] = np.arange(self.recipe.batch)
+        return list(self._x), list(self._t), table
+
+    def begin_epoch(self, windows: Iterator[Window]) -> None:
+        """Take these patches from the next step on."""
+        self.stream = Stream(windows, self.data.expect)
+
+    def step(self) -> None:
+        """Make one step."""
+        numbers, codes = self.stream.take(self.recipe.batch)
+        own = self.trainer.images  # of this rank: no others are looked at
+        self._x[own], self._t[own] = self.data.patches(
+            numbers[own], codes[own] if self.recipe.augment else None, self.recipe.input_size,
+            self.padding)
+        self.trainer.load_images(self._x, self._t)
+        super().step()
+
+
 def _channels_first(image: NDArray[Any]) -> NDArray[Any]:
     """Return (C, H, W) for (H, W) or (C, H, W)."""
     return image.reshape(-1, *image.shape[-2:])
 
 
 def new_stepper(
-    net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks, say: Say | None = None
+    net: SRCNN, data: Data, recipe: Recipe, ranks: Ranks, say: Say
 ) -> Stepper:
     """Return the stepper for a network's backend.
 
     Raises
     ------
     MinisrcnnError
-        If there are several ranks, and the backend cannot share out a batch.
+        If there are several ranks, and the backend cannot share out the batch.
     """
-    if ranks.size > 1 and not hasattr(net.backend, "chain_partials"):
-        raise MinisrcnnError(f"backend is {net.backend.NAME}, want numba or cupy for {ranks.size} "
-                             "ranks of MPI")
-    if ranks.size == 1 and hasattr(net.backend, "DeviceTrainer"):
-        pixels = net.channels * int(data.index.shapes.prod(axis=1).sum())
-        if pixels <= _MOST_ON_DEVICE:
-            return DeviceStepper(net, data, recipe)
-        if say is not None:
-            say(f"The pictures have {pixels / 1e6:,.0f} million pixels, and up to "
-                f"{_MOST_ON_DEVICE / 1e6:,.0f} million stay on the device: it is sent the batches.")
-    return HostStepper(net, data, recipe, ranks)
+    if not hasattr(net.backend, "DeviceTrainer"):
+        if ranks.size > 1 and not hasattr(net.backend, "chain_partials"):
+            raise MinisrcnnError(f"backend is {net.backend.NAME}, want numba or cupy for "
+                                 f"{ranks.size} ranks of MPI")
+        return HostStepper(net, data, recipe, ranks)
+    gather = None
+    if ranks.size > 1:
+        if recipe.batch < (least := net.backend.DeviceTrainer.chunks):
+            raise MinisrcnnError(f"--batch-size is {recipe.batch}, want at least {least} for "
+                                 f"{ranks.size} ranks of MPI on GPUs")
+        gather = choose_gather(net.backend, ranks, say)
+    pixels = net.channels * int(data.index.shapes.prod(axis=1).sum())
+    if pixels <= _MOST_ON_DEVICE:
+        return DeviceStepper(net, data, recipe, ranks, gather)
+    say(f"The pictures have {pixels / 1e6:,.0f} million pixels, and up to "
+        f"{_MOST_ON_DEVICE / 1e6:,.0f} million stay on the device: it is sent the batches.")
+    return SentStepper(net, data, recipe, ranks, gather)

@@ -11,6 +11,7 @@ as an array with no dimensions until somebody asks for its number.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from numpy.typing import DTypeLike
 
 from . import checks
 from ._cuda_launch import Launcher, compile_options, list_sources
-from ._cuda_plan import ConvPlan, layer_options, plan_convolution
+from ._cuda_plan import CHUNKS, ConvPlan, Share, layer_options, plan_convolution
 
 Array = Any  # a cupy.ndarray, or the stand-in's
 
@@ -38,8 +39,30 @@ DTYPES = ("float32", "float64")
 _THREADS = 256          # of a block of an elementwise kernel, and SUM_THREADS in pointwise.cu
 _REDUCE = (32, 256)     # REDUCE_PARAMS and REDUCE_THREADS in pointwise.cu
 _PREDICT_BYTES = 1 << 28  # activations of a strip of an image in chain_predict
-_CHUNKS = 8             # of a batch that several devices share; large batches have more,
-_LARGEST_CHUNK = 128    # of as many patches as keep a device busy
+_SUM_BLOCKS = 256       # of mse_partial, at most
+
+
+@dataclass
+class Sums:
+    """Partial sums over a batch: of the gradients of all layers, and of the loss.
+
+    Attributes
+    ----------
+    numbers : array
+        All of them, one layer after another, the loss at the end.
+    layers : (L + 1, 6) int64 array
+        The table of ``reduce_gradient`` in ``pointwise.cu``; its last row is the loss.
+    loss : array
+        View of ``numbers`` from the first partial sum of the loss on.
+    loss_parts, loss_stride : int
+        How many there are, and how far apart.
+    """
+
+    numbers: Array
+    layers: Array
+    loss: Array
+    loss_parts: int
+    loss_stride: int
 
 
 @dataclass
@@ -54,35 +77,39 @@ class Step:
         The input, then what each layer gives (after its ReLU): one more than there are layers.
     gradients : list of array
         Of the loss with respect to what each layer gives before its ReLU.
-    partial_loss, loss : array
-        Sums of blocks; the loss, with no dimensions.
-    partials : array
-        Partial gradients of all layers, one layer after another.
-    layers : (L, 5) int64 array
-        The table of ``reduce_gradient`` in ``pointwise.cu``.
+    sums : Sums
+        What the pass leaves.
+    loss : array
+        The loss, with no dimensions.
     parts : list of int
         How many partial gradients each layer leaves.
+    share : Share
+        What part of a batch the input is.
     """
 
     plans: list[ConvPlan]
     activations: list[Array]
     gradients: list[Array]
-    partial_loss: Array
+    sums: Sums
     loss: Array
-    partials: Array
-    layers: Array
     parts: list[int]
+    share: Share
 
     @property
     def size(self) -> int:
         """Parameters of all layers."""
         return sum(plan.count for plan in self.plans)
 
+    @property
+    def elements(self) -> int:
+        """Of the targets of the whole batch: the loss is a mean over them."""
+        return self.share.batch * math.prod(self.activations[-1].shape[1:])
+
     def partials_of(self, layer: int) -> Array:
         """Return the partial gradients of one layer, a view (parts, count)."""
         sizes = [parts * plan.count for parts, plan in zip(self.parts, self.plans, strict=True)]
         start = sum(sizes[:layer])
-        return self.partials[start:start + sizes[layer]]
+        return self.sums.numbers[start:start + sizes[layer]]
 
 
 class CudaBackend:
@@ -176,11 +203,12 @@ class CudaBackend:
         N, C, H, W = x.shape
         _, F, OH, OW = dy.shape
         plan = plan_convolution((F, C, H - OH + 1, W - OW + 1), x.dtype)
-        parts = plan.parts(N, OH, OW)
+        share = Share.of_rank(N)
+        parts = plan.parts(share, OH, OW)
         partials = self.xp.empty(parts * plan.count, x.dtype)
-        self._backward_weight(plan, x, dy, partials, parts)
+        self._backward_weight(plan, x, dy, partials, parts, share)
         dw = self.xp.empty(plan.shape, x.dtype)
-        table = self._table([plan], [parts])
+        table = self._table((plan.count, parts, 0, F, plan.count))
         self._reduce("reduce_gradient", partials, table, dw, size=dw.size)
         return dw
 
@@ -233,8 +261,10 @@ class CudaBackend:
         checks.mse(y, t, self.accepts)
         dy = self.xp.empty(y.shape, y.dtype)
         loss = self.xp.empty((), y.dtype)
-        partial = self.xp.empty(_sum_blocks(y.size), y.dtype)
-        self._mse(y, t, dy, partial, loss)
+        blocks = _sum_blocks(y.size)
+        partial = self.xp.empty(blocks, y.dtype)
+        self._mse(y, t, dy, partial, blocks, (1, 1, y.size, y.size))
+        self._finish_loss(partial, blocks, 1, loss, y.size)
         return loss, dy
 
     def sgd_update(
@@ -296,82 +326,22 @@ class CudaBackend:
         pairs = checks.chain_loss_and_gradients(params, x, t, self.accepts)
         step = self.prepare_step(pairs, x)
         self.run_step(step, pairs, t)
+        self.finish_loss(step.sums, step.loss, step.elements)
         grads = self.xp.empty(step.size, x.dtype)
-        self.reduce("reduce_gradient", step, grads, size=step.size)
+        self.reduce("reduce_gradient", step.sums, grads, size=step.size)
         return step.loss, split_parameters(grads, params)
-
-    def chunk_size(self, N: int) -> int:
-        """Return how many patches of a batch of N have gradients of their own on several devices.
-
-        The batch alone decides, so that the sums do not depend on the number of devices.
-        """
-        return min(-(-N // _CHUNKS), _LARGEST_CHUNK)
-
-    def chain_partials(
-        self, params: dict[str, Array], x: Array, t: Array, size: int, elements: int
-    ) -> tuple[Array, np.ndarray[Any, Any]]:
-        """Return the gradients of each chunk of a batch, or of a run of its chunks.
-
-        Parameters
-        ----------
-        params, x, t
-            As for :meth:`chain_loss_and_gradients`; x and t may be some whole chunks of the batch.
-        size : int
-            Patches of a chunk, :meth:`chunk_size` of the batch; the last chunk may have fewer.
-        elements : int
-            Of the targets of the whole batch: the loss is a mean over them.
-
-        Returns
-        -------
-        partial : (chunks, parameters) device array
-        losses : (chunks,) float64 array, on the host
-            Sums of squared differences.
-        """
-        pairs = checks.chain_loss_and_gradients(params, x, t, self.accepts)
-        chunks = [slice(n, n + size) for n in range(0, x.shape[0], size)]
-        partial = self.xp.empty((len(chunks), sum(v.size for v in params.values())), x.dtype)
-        losses = []
-        for row, chunk in zip(partial, chunks, strict=True):
-            step = self.prepare_step(pairs, x[chunk])
-            self.run_step(step, pairs, t[chunk])
-            self.reduce("reduce_gradient", step, row, size=step.size)
-            row *= x.dtype.type(t[chunk].size / elements)  # the mean was over the chunk
-            losses.append((step.loss, t[chunk].size))
-        return partial, np.array([float(loss) * count for loss, count in losses])
-
-    def add_partials(self, partial: Array) -> Array:
-        """Return the sum of the rows of ``partial`` (chunks, any), in a fixed order.
-
-        Column by column, so that the sum of some columns is a part of the sum of all.
-        """
-        chunks, size = partial.shape
-        # One layer of as many partial gradients: {end, count, parts, from, biases}.
-        table = self.xp.asarray(np.array([[size, size, chunks, 0, 0]], np.int64))
-        total = self.xp.empty(size, partial.dtype)
-        self._reduce("reduce_gradient", partial, table, total, size=size)
-        return total
-
-    def chain_total(
-        self, params: dict[str, Array], x: Array, total: Array,
-        losses: np.ndarray[Any, Any], elements: int,
-    ) -> tuple[float, dict[str, Array]]:
-        """Return the loss and the gradients of a batch from what all of its chunks add up to.
-
-        Parameters
-        ----------
-        params, x, elements
-            As for :meth:`chain_partials`.
-        total : device array
-            From :meth:`add_partials`.
-        losses : array
-            From :meth:`chain_partials`, of all chunks.
-        """
-        return float(losses.sum()) / elements, split_parameters(total, params)
 
     def use_device(self, number: int) -> None:
         """Use one of the devices from now on, the first again after the last."""
         cuda = self.xp.cuda
         cuda.Device(number % cuda.runtime.getDeviceCount()).use()
+
+    def device_address(self) -> str:
+        """Return the address of the current device on the PCI bus.
+
+        Processes of a machine that have the same device see it there, whatever its number.
+        """
+        return str(self.xp.cuda.Device().pci_bus_id)
 
     def chain_predict(self, params: dict[str, Array], image: Array) -> Array:
         """Run a conv-ReLU chain on an image, every layer 'same'-sized with replicated borders.
@@ -426,9 +396,12 @@ class CudaBackend:
 
     # ---- parts of a training step, also used by DeviceTrainer --------------------------------
 
-    def prepare_step(self, pairs: list[tuple[Array, Array]], x: Array) -> Step:
-        """Allocate what a pass of ``x`` through a chain needs."""
+    def prepare_step(
+        self, pairs: list[tuple[Array, Array]], x: Array, share: Share | None = None
+    ) -> Step:
+        """Allocate what a pass of ``x``, a batch or a share of one, through a chain needs."""
         xp, dtype = self.xp, x.dtype
+        share = share or Share.of_rank(x.shape[0])
         plans = [plan_convolution(w.shape, dtype) for w, _ in pairs]
         shapes = [x.shape]
         parts = []
@@ -436,25 +409,40 @@ class CudaBackend:
             N, _, H, W = shapes[-1]
             F, _, KH, KW = plan.shape
             shapes.append((N, F, H - KH + 1, W - KW + 1))
-            parts.append(plan.parts(N, *shapes[-1][2:]))
-        activations = [x, *(xp.empty(shape, dtype) for shape in shapes[1:])]
+            parts.append(plan.parts(share, *shapes[-1][2:]))
+        blocks = share.parts(_sum_blocks(
+            share.chunks * share.length * math.prod(shapes[-1][1:])))
+        start = [0, *itertools.accumulate(
+            n * plan.count for n, plan in zip(parts, plans, strict=True))]
+        layers = [(plan.count, n, first, plan.shape[0], plan.count)
+                  for plan, n, first in zip(plans, parts, start, strict=False)]
+        numbers = xp.empty(start[-1] + blocks, dtype)
         return Step(
             plans=plans,
-            activations=activations,
+            activations=[x, *(xp.empty(shape, dtype) for shape in shapes[1:])],
             gradients=[xp.empty(shape, dtype) for shape in shapes[1:]],
-            partial_loss=xp.empty(_sum_blocks(activations[-1].size), dtype),
+            sums=Sums(numbers, self._table(*layers, (1, blocks, start[-1], 0, 1)),
+                      numbers[start[-1]:], blocks, 1),
             loss=xp.empty((), dtype),
-            partials=xp.empty(
-                sum(n * plan.count for n, plan in zip(parts, plans, strict=True)), dtype),
-            layers=self._table(plans, parts),
             parts=parts,
+            share=share,
         )
 
-    def run_step(
-        self, step: Step, pairs: list[tuple[Array, Array]], t: Array,
-        counters: tuple[Array, Array] | None = None,
-    ) -> None:
-        """Forward, loss and backward: leaves the loss and the partial gradients in ``step``.
+    def sums_of_chunks(self, plans: list[ConvPlan], rows: Array) -> Sums:
+        """Return what the chunks of a batch leave as partial sums: a row each, the loss last.
+
+        ``rows`` (at least 8, parameters + 1) is filled by :meth:`reduce_chunks`.
+        """
+        columns = rows.shape[1]
+        start = [0, *itertools.accumulate(plan.count for plan in plans)]
+        layers = [(plan.count, CHUNKS, first, plan.shape[0], columns)
+                  for plan, first in zip(plans, start, strict=False)]
+        numbers = rows.reshape(-1)
+        return Sums(numbers, self._table(*layers, (1, CHUNKS, start[-1], 0, columns)),
+                    numbers[start[-1]:], CHUNKS, columns)
+
+    def run_step(self, step: Step, pairs: list[tuple[Array, Array]], t: Array) -> None:
+        """Forward, loss and backward: leaves partial sums of loss and gradients in ``step``.
 
         The chain rule in the order of execution: activations upwards, then from the last layer to
         the first its partial weight gradient and the gradient of its input.
@@ -463,16 +451,29 @@ class CudaBackend:
         last = len(pairs) - 1
         for layer, (w, b) in enumerate(pairs):
             self._forward(a[layer], w, b, a[layer + 1], relu=layer < last)
-        self._mse(a[-1], t, d[-1], step.partial_loss, step.loss, counters)
+        share, y = step.share, a[-1]
+        self._mse(y, t, d[-1], step.sums.loss, step.sums.loss_parts,
+                  (len(y), share.count, y.size // len(y), step.elements))
         for layer in range(last, -1, -1):
             self._backward_weight(step.plans[layer], a[layer], d[layer], step.partials_of(layer),
-                                  step.parts[layer])
+                                  step.parts[layer], share)
             if layer:  # a[layer] is the output of the ReLU below: its mask comes with the gradient
                 self._backward_input(d[layer], pairs[layer][0], a[layer], d[layer - 1])
 
-    def reduce(self, kernel: str, step: Step, *args: Any, size: int) -> None:
+    def reduce_chunks(self, step: Step, rows: Array) -> None:
+        """Add up what each chunk has left; ``rows`` (chunks, parameters + 1), the loss last."""
+        self._reduce("reduce_chunks", step.sums.numbers, step.sums.layers, rows, step.share.count,
+                     size=step.size + 1)
+
+    def finish_loss(
+        self, sums: Sums, loss: Array, elements: int, counters: tuple[Array, Array] | None = None
+    ) -> None:
+        """Finish a step: add up its loss, and count the step."""
+        self._finish_loss(sums.loss, sums.loss_parts, sums.loss_stride, loss, elements, counters)
+
+    def reduce(self, kernel: str, sums: Sums, *args: Any, size: int) -> None:
         """Finish a step: add up its partial gradients with a ``reduce_`` kernel."""
-        self._reduce(kernel, step.partials, step.layers, *args, size=size)
+        self._reduce(kernel, sums.numbers, sums.layers, *args, size=size)
 
     # ---- launches ---------------------------------------------------------------------------
 
@@ -496,24 +497,30 @@ class CudaBackend:
                     real=dy.dtype, options=plan.options)
 
     def _backward_weight(
-        self, plan: ConvPlan, x: Array, dy: Array, partials: Array, parts: int
+        self, plan: ConvPlan, x: Array, dy: Array, partials: Array, parts: int, share: Share
     ) -> None:
         _check_image_sizes(x=x, dy=dy)
         N, _, H, W = x.shape
         self.launch(CONV_WEIGHT, "conv_backward_weight_split", plan.weight_grid(parts),
-                    (plan.backward_weight.threads,), x, dy, partials, N, H, W,
+                    (plan.backward_weight.threads,), x, dy, partials, N,
+                    share.count * share.length, H, W,
                     real=x.dtype, options=plan.weight_options)
 
     def _mse(
-        self, y: Array, t: Array, dy: Array, partial: Array, loss: Array,
+        self, y: Array, t: Array, dy: Array, partial: Array, blocks: int,
+        sizes: tuple[int, int, int, int],
+    ) -> None:
+        self.launch(POINTWISE, "mse_partial", (blocks,), (_THREADS,), y, t, dy, partial, *sizes,
+                    real=y.dtype)
+
+    def _finish_loss(
+        self, partial: Array, parts: int, stride: int, loss: Array, elements: int,
         counters: tuple[Array, Array] | None = None,
     ) -> None:
-        self.launch(POINTWISE, "mse_partial", (partial.size,), (_THREADS,), y, t, dy, partial,
-                    y.size, real=y.dtype)
         # Without counters the kernel leaves its two arguments alone; they only must exist.
         total, steps = counters or (self._unused("float64"), self._unused("int64"))
-        self.launch(POINTWISE, "mse_finish", (1,), (_THREADS,), partial, loss, total, steps,
-                    partial.size, y.size, int(counters is not None), real=y.dtype)
+        self.launch(POINTWISE, "mse_finish", (1,), (CHUNKS,), partial, loss, total, steps,
+                    parts, stride, elements, int(counters is not None), real=partial.dtype)
 
     def _reduce(
         self, kernel: str, partials: Array, layers: Array, *arrays_and_numbers: Any, size: int
@@ -526,16 +533,12 @@ class CudaBackend:
     def _each(self, kernel: str, size: int, *args: Any, real: np.dtype[Any]) -> None:
         self.launch(POINTWISE, kernel, (-(-size // _THREADS),), (_THREADS,), *args, real=real)
 
-    def _table(self, plans: list[ConvPlan], parts: list[int]) -> Array:
-        """Return the table {end, count, parts, from, biases} a layer, kept on the device."""
-        key = (self.xp.cuda.runtime.getDevice(), *((p.shape, n)
-               for p, n in zip(plans, parts, strict=True)))
+    def _table(self, *layers: tuple[int, int, int, int, int]) -> Array:
+        """Return the table {end, count, parts, from, biases, stride}, kept on the device."""
+        key = (self.xp.cuda.runtime.getDevice(), *layers)
         if key not in self._tables:
-            rows, end, start = [], 0, 0
-            for plan, count in zip(plans, parts, strict=True):
-                end += plan.count
-                rows.append((end, plan.count, count, start, plan.shape[0]))
-                start += count * plan.count
+            ends = itertools.accumulate(count for count, *_ in layers)
+            rows = [(end, *layer) for end, layer in zip(ends, layers, strict=True)]
             self._tables[key] = self._shared(self.xp.asarray(np.array(rows, np.int64)))
         return self._tables[key]
 
@@ -612,4 +615,4 @@ def _check_image_sizes(**arrays: Array) -> None:
 
 def _sum_blocks(size: int) -> int:
     """Blocks of ``mse_partial``: a number a thread, but few enough for one block to finish."""
-    return min(256, -(-size // _THREADS))
+    return min(_SUM_BLOCKS, -(-size // _THREADS))

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ..transforms import MUON_SIZE, NEWTON_SCHULZ, cosine_transform
-from ._cuda import DCT_ADAM, MUON, Array, CudaBackend, Step, dct_options, split_parameters
+from ._cuda import DCT_ADAM, MUON, Array, CudaBackend, Sums, dct_options, split_parameters
 
 _RUN = 128                            # RUN_THREADS in dct_adam.cu
 _GRAM_COLUMNS, _GRAM_THREADS = 64, 256  # in muon.cu
@@ -29,8 +29,8 @@ class Training:
     Attributes
     ----------
     backend : CudaBackend
-    step : Step
-        Its partial gradients are what comes in.
+    sums : Sums
+        The partial gradients that come in.
     flat : array
         All parameters, layer after layer.
     params : dict
@@ -46,7 +46,7 @@ class Training:
     """
 
     backend: CudaBackend
-    step: Step
+    sums: Sums
     flat: Array
     params: dict[str, Array]
     lr: Array
@@ -85,8 +85,8 @@ class SGD:
     def launch(self) -> None:
         """Queue one update."""
         t = self.training
-        t.backend.reduce("reduce_sgd", t.step, t.flat, self.velocity, t.lr, t.momentum,
-                         size=t.step.size)
+        t.backend.reduce("reduce_sgd", t.sums, t.flat, self.velocity, t.lr, t.momentum,
+                         size=t.flat.size)
 
 
 class Adam:
@@ -100,8 +100,8 @@ class Adam:
     def launch(self) -> None:
         """Queue one update."""
         t = self.training
-        t.backend.reduce("reduce_adam", t.step, t.flat, self.m, self.v, t.lr, t.counters,
-                         *t.betas, t.eps, size=t.step.size)
+        t.backend.reduce("reduce_adam", t.sums, t.flat, self.m, self.v, t.lr, t.counters,
+                         *t.betas, t.eps, size=t.flat.size)
 
 
 class DCTAdam(Adam):
@@ -143,7 +143,7 @@ class DCTAdam(Adam):
     def launch(self) -> None:
         """Queue one update."""
         t = self.training
-        t.backend.reduce("reduce_gradient", t.step, self.grad, size=t.step.size)
+        t.backend.reduce("reduce_gradient", t.sums, self.grad, size=t.flat.size)
         t.backend.launch(DCT_ADAM, "dct_adam_update", (len(self.runs),), (_RUN,), self.grad, t.flat,
                          self.m, self.v, t.lr, t.counters, self.runs, self.transforms, *t.betas,
                          t.eps, real=t.flat.dtype, options=self.options)

@@ -18,8 +18,57 @@ SHARED_BYTES = 48 * 1024   # static shared memory that a block may have, on any 
 _COMFORTABLE = 32 * 1024   # more than this, and too few blocks fit on a multiprocessor
 _SPLIT = 4                 # threads that share a sum over the input channels, at most
 _SEGMENT = 32              # SEGMENT in conv_v5_split.cu
+CHUNKS = 8                 # SHARES in pointwise.cu
 _MOST_PARTS = 1024         # blocks that share the sum of a weight gradient ...
 _MOST_PARTIALS = 2_700_000  # ... and numbers that they may leave for the final sum
+
+
+@dataclass(frozen=True)
+class Share:
+    """The images of a batch that one of several devices works on: those of some of its chunks.
+
+    Image n of a batch is of chunk ``n % chunks``. The sums over a batch are made chunk by chunk,
+    and then over the chunks in order, on one device as on several: so the bits are the same.
+
+    Attributes
+    ----------
+    batch : int
+        Images of the whole batch. One of fewer than 8 is a chunk as a whole.
+    first, count : int
+        The device's first chunk, and how many it has.
+    """
+
+    batch: int
+    first: int
+    count: int
+
+    @classmethod
+    def of_rank(cls, batch: int, rank: int = 0, ranks: int = 1) -> Share:
+        """Return the share of one of several: as many chunks as the others, or fewer at the end."""
+        chunks = cls(batch, 0, 0).chunks
+        width = _ceil(chunks, ranks)
+        first = min(rank * width, chunks)
+        return cls(batch, first, min(width, chunks - first))
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the whole batch."""
+        return CHUNKS if self.batch >= CHUNKS else 1
+
+    @property
+    def length(self) -> int:
+        """Images of a chunk; the last ones may have one less."""
+        return _ceil(self.batch, self.chunks)
+
+    @property
+    def images(self) -> list[int]:
+        """The numbers of the images in the batch, ascending."""
+        return [n for n in range(self.batch)
+                if self.first <= n % self.chunks < self.first + self.count]
+
+    def parts(self, most: int) -> int:
+        """Return how many partial sums to make, as many of each chunk: at most so many in all."""
+        return self.count * max(1, most // self.chunks)
 
 
 @dataclass(frozen=True)
@@ -111,10 +160,10 @@ class ConvPlan:
         F, C, KH, KW = self.shape
         return F * C * KH * KW + F
 
-    def parts(self, N: int, OH: int, OW: int) -> int:
-        """Blocks that share the sum of a weight gradient over N images of OH x OW outputs."""
-        jobs = N * OH * _ceil(OW, _SEGMENT)
-        return max(1, min(jobs, _MOST_PARTS, _MOST_PARTIALS // self.count))
+    def parts(self, share: Share, OH: int, OW: int) -> int:
+        """Blocks that share the sum of a weight gradient over images of OH x OW outputs."""
+        jobs = share.chunks * share.length * OH * _ceil(OW, _SEGMENT)
+        return share.parts(min(jobs, _MOST_PARTS, _MOST_PARTIALS // self.count))
 
     def weight_grid(self, parts: int) -> tuple[int, int]:
         """Blocks of the weight gradient."""

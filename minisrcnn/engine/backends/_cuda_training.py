@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from ..transforms import MUON_MOMENTUM
 from . import checks
 from ._cuda import PATCHES, Array, CudaBackend, split_parameters
 from ._cuda_optimizers import OPTIMIZERS, Training
+from ._cuda_plan import CHUNKS, Share
 
 _THREADS = 256
 
@@ -35,9 +36,10 @@ class DeviceTrainer:
     ================================= ===================================================
     ``gather_patches``                cut, mirror and rotate the patches of the batch
     ``conv_forward_fused``            once a layer: convolution, bias, ReLU
-    ``mse_partial``, ``mse_finish``   loss and its gradient; add up the loss, count the step
+    ``mse_partial``                   the gradient of the loss, and partial sums of it
     ``conv_backward_weight_split``    once a layer: partial gradients of weights and biases
     ``conv_backward_input_fused``     once a layer but the first: gradient times ReLU mask
+    ``mse_finish``                    add up the loss, count the step
     the optimizer's                   add up the partial gradients, update all parameters
     ================================= ===================================================
 
@@ -45,8 +47,14 @@ class DeviceTrainer:
     ``"dct-adam"`` two (``reduce_gradient``, ``dct_adam_update``), for ``"muon"`` three more for
     each inner layer (``muon_gram``, ``muon_orthogonalise``, ``muon_update``).
 
+    Several devices share out the chunks of a batch: each cuts and runs the patches of its own, adds
+    up what each chunk has left (``reduce_chunks``), and gets those of the others by ``gather``.
+    Then every device makes the same update for itself. The order of all sums is that of one device,
+    so that the bits are the same.
+
     The first step is run launch by launch (which also compiles and loads the kernels), the second
-    is recorded, and from then on the record is replayed. Every sum has a fixed order: the same
+    is recorded (in two records, before and after ``gather``, where devices share a batch), and from
+    then on the record is replayed. Every sum has a fixed order: the same
     data and seeds give the same bits.
 
     Parameters
@@ -77,6 +85,11 @@ class DeviceTrainer:
         Of SGD, by default 0, or of Muon, by default 0.95; in [0, 1).
     betas, eps
         Of all but SGD.
+    rank, ranks : int
+        Of how many devices that share a batch of at least 8 patches this is which one.
+    gather : callable, optional
+        ``gather(rows, stream)`` fills ``rows`` (ranks, ...) on the device, in order with the work
+        of ``stream``: ``rows[rank]`` is there, the others come from the other devices.
 
     Raises
     ------
@@ -92,6 +105,7 @@ class DeviceTrainer:
     """
 
     backend: ClassVar[CudaBackend]
+    chunks: ClassVar[int] = CHUNKS  # of a batch that devices share: it has as many patches or more
 
     def __init__(
         self,
@@ -108,6 +122,9 @@ class DeviceTrainer:
         momentum: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        rank: int = 0,
+        ranks: int = 1,
+        gather: Callable[[Array, Any], None] | None = None,
     ) -> None:
         pairs = checks.chain(params, self.backend.accepts)
         if optimizer not in OPTIMIZERS:
@@ -120,6 +137,12 @@ class DeviceTrainer:
         eps = check_number("eps", eps, 0.0)
         self.batch_size = check_integer("batch_size", batch_size)
         self.patch_size = check_integer("patch_size", patch_size)
+        if gather is not None and self.batch_size < CHUNKS:
+            raise ValueError(f"batch_size is {batch_size}, want at least {CHUNKS} for several "
+                             "devices")
+        share = Share.of_rank(self.batch_size, rank, ranks)
+        #: Which patches of a batch are worked on here.
+        self.images = np.array(share.images, np.intp)
         shrinkage = {sum(w.shape[axis] - 1 for w, _ in pairs) for axis in (2, 3)}
         if len(shrinkage) > 1:
             raise ValueError("params has kernels that are not square, want square ones: patches "
@@ -149,25 +172,33 @@ class DeviceTrainer:
             self._labels = self._upload(labels, dtype, geometry[:, 3:])
             self._geometry = xp.asarray(geometry)
             self._table = xp.asarray(np.ascontiguousarray(table, np.int32))
-            self._order = xp.zeros((self.batches * self.batch_size, 2), np.int32)
+            self._order = xp.zeros((self.batches * len(self.images), 2), np.int32)
             self._counters = xp.zeros(2, np.int64)  # batches taken of the order; all steps
             self._total = xp.zeros(1, np.float64)   # sum of losses since the last reading
             self._lr = xp.asarray(rates.astype(dtype))
-            x = xp.empty((self.batch_size, C, self.patch_size, self.patch_size), dtype)
-            self._t = xp.empty((self.batch_size, F, self.label_size, self.label_size), dtype)
+            N = len(self.images)
+            x = xp.empty((N, C, self.patch_size, self.patch_size), dtype)
+            self._t = xp.empty((N, F, self.label_size, self.label_size), dtype)
             size = sum(value.size for value in params.values())
             self._flat = xp.empty(size, dtype)
             self._params = split_parameters(self._flat, params)
             for name, value in params.items():
                 self._params[name][...] = value
             self._pairs = checks.chain(self._params, self.backend.accepts)
-            self._step = self.backend.prepare_step(self._pairs, x)
+            self._step = self.backend.prepare_step(self._pairs, x, share)
+            self._elements = self.batch_size * F * self.label_size**2
+            self._gather, self._sums = gather, self._step.sums
+            if gather is not None:
+                self._rows = xp.zeros((ranks, -(-CHUNKS // ranks), size + 1), dtype)
+                self._mine = self._rows[rank, :share.count]
+                self._sums = self.backend.sums_of_chunks(
+                    self._step.plans, self._rows.reshape(-1, size + 1))
             self._optimizer = OPTIMIZERS[optimizer](Training(
-                self.backend, self._step, self._flat, self._params, self._lr, self._counters,
+                self.backend, self._sums, self._flat, self._params, self._lr, self._counters,
                 momentum, betas, eps))
         self.stream.synchronize()  # from here on the caller may overwrite what was copied
         weakref.finalize(self, self.stream.synchronize)  # memory is freed after its last use
-        self._graph: Any = None
+        self._graphs: list[Any] = []
         self._warm = self._loaded = False
         self._since_reading = 0
         self.steps = 0
@@ -195,14 +226,34 @@ class DeviceTrainer:
             if array.min() < 0 or array.max() >= bound:
                 raise ValueError(f"{name} has numbers from {array.min()} to {array.max()}, want 0 "
                                  f"to {bound - 1}")
-        both = np.ascontiguousarray(np.stack([order, codes], axis=1), np.int32)
+        pairs = np.stack([order, codes], axis=1).reshape(self.batches, self.batch_size, 2)
+        both = np.ascontiguousarray(pairs[:, self.images], np.int32).reshape(-1, 2)
         with self.stream:
             self._order.set(both, stream=self.stream)
             self._counters[:1] = 0
         self._loaded = True
 
+    def load_images(self, inputs: NDArray[Any], labels: NDArray[Any]) -> None:
+        """Replace the images by others, all of one size, as they were; begin the order again.
+
+        ``inputs`` (I,C,H,W), ``labels`` (I,F,H',W').
+
+        Raises
+        ------
+        ValueError
+            If there are more or fewer numbers than in those before.
+        """
+        for name, flat, images in (("inputs", self._inputs, inputs),
+                                   ("labels", self._labels, labels)):
+            if images.size != flat.size:
+                raise ValueError(f"{name} has {images.size} numbers, want {flat.size}")
+            with self.stream:
+                flat.set(np.ascontiguousarray(images, flat.dtype).ravel(), stream=self.stream)
+        with self.stream:
+            self._counters[:1] = 0
+
     def step(self) -> None:
-        """Queue one training step; returns at once.
+        """Queue one training step; returns at once, unless gradients are gathered by the host.
 
         Raises
         ------
@@ -214,12 +265,17 @@ class DeviceTrainer:
         self._follow_caller()
         if not self._warm:  # compiles and loads the kernels, which a recording must not
             with self.stream:
-                self._launch_step()
+                self._launch_gradients()
+                self._exchange()
+                self._launch_update()
             self._warm = True
         else:
-            if self._graph is None:
-                self._graph = self._record_step()
-            self._graph.launch(self.stream)
+            if not self._graphs:
+                self._graphs = self._record_step()
+            for graph in self._graphs[:-1]:
+                graph.launch(self.stream)
+            self._exchange()
+            self._graphs[-1].launch(self.stream)
         self.steps += 1
         self._since_reading += 1
 
@@ -292,8 +348,15 @@ class DeviceTrainer:
         if caller.ptr != 0:
             self.stream.wait_event(caller.record())
 
-    def _record_step(self) -> Any:
-        """Record a step, as a graph.
+    def _record_step(self) -> list[Any]:
+        """Record a step, as one graph; as two where gradients are gathered between them."""
+        if self._gather is None:
+            return [self._record(self._launch_gradients, self._launch_update)]
+        return [*([self._record(self._launch_gradients)] if len(self.images) else []),
+                self._record(self._launch_update)]
+
+    def _record(self, *launches: Callable[[], None]) -> Any:
+        """Record launches as a graph.
 
         On a stream that does not block the default one: else work that another thread queues there
         meanwhile would fail. A recording that is broken off is ended all the same, for a stream
@@ -303,14 +366,18 @@ class DeviceTrainer:
         with recorder:
             recorder.begin_capture()
             try:
-                self._launch_step()
+                for launch in launches:
+                    launch()
             except BaseException:
                 with contextlib.suppress(Exception):  # it may be invalidated already
                     recorder.end_capture()
                 raise
             return recorder.end_capture()
 
-    def _launch_step(self) -> None:
+    def _launch_gradients(self) -> None:
+        """Leave the partial sums of the batch, or those of this device's chunks."""
+        if not len(self.images):  # there are more devices than chunks
+            return
         launch, step = self.backend.launch, self._step
         x, t = step.activations[0], self._t
         N, C = x.shape[:2]
@@ -318,7 +385,19 @@ class DeviceTrainer:
                self._inputs, self._labels, self._geometry, self._table, self._order,
                self._counters, x, t, N, C, self.patch_size, t.shape[1], self.label_size,
                self.batches, real=x.dtype)
-        self.backend.run_step(step, self._pairs, t, (self._total, self._counters))
+        self.backend.run_step(step, self._pairs, t)
+        if self._gather is not None:
+            self.backend.reduce_chunks(step, self._mine)
+
+    def _exchange(self) -> None:
+        """Get what the chunks of other devices have left."""
+        if self._gather is not None:
+            self._gather(self._rows, self.stream)
+
+    def _launch_update(self) -> None:
+        """Add up the partial sums of all; update the parameters."""
+        self.backend.finish_loss(self._sums, self._step.loss, self._elements,
+                                 (self._total, self._counters))
         self._optimizer.launch()
 
     def _rates(self, lr: float | Mapping[str, float]) -> NDArray[np.float64]:

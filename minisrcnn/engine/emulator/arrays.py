@@ -94,6 +94,12 @@ class ndarray(NDArrayOperatorsMixin):
         return MemoryPointer(self._array)
 
     @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """What other libraries take device memory by, such as mpi4py."""
+        return {"shape": self.shape, "typestr": self.dtype.str, "version": 3, "strides": None,
+                "data": (self._array.ctypes.data, False)}
+
+    @property
     def device(self) -> Device:
         """The device that the array is on."""
         return Device()

@@ -302,6 +302,11 @@ class Device:
             ordering.current.host_waits_for_all()
 
     @property
+    def pci_bus_id(self) -> str:
+        """Where the device is."""
+        return "0000:00:00.0"
+
+    @property
     def compute_capability(self) -> str:
         """Major and minor version, as one string."""
         return "75"
@@ -316,6 +321,12 @@ class Device:
             "MultiProcessorCount": 4,
             "WarpSize": 32,
         }
+
+
+def alloc_pinned_memory(size: int) -> bytearray:
+    """Return memory of the host that copies need not make a detour from."""
+    not_while_capturing("allocation")
+    return bytearray(size)
 
 
 def get_device_properties(device: int) -> dict[str, Any]:
