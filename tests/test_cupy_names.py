@@ -22,8 +22,8 @@ SOURCES = sorted(Path(backends.__path__[0]).glob("*cu*.py"))  # cupy.py, cupy_em
 # Names of the stand-in's own implementation, imported at its top.
 NOT_CUPY = {"annotations", "build", "forwarded", "np", "types", "Any",
             "CUDADriverError", "CUDARuntimeError", "CompileException", "Device", "Event", "Graph",
-            "MemoryPointer", "Stream", "alloc_pinned_memory", "get_current_stream", "get_device_properties",
-            "get_elapsed_time"}
+            "MemoryPointer", "Stream", "alloc_pinned_memory", "get_current_stream",
+            "get_device_properties", "get_elapsed_time"}
 
 
 def public(owner):
