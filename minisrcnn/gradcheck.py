@@ -48,6 +48,7 @@ has its conjugate), so that ``y = A x`` has ``dx = A^H dy``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 import math
@@ -2474,17 +2475,27 @@ class _Evidence:
         """Which of the numbers count."""
         return self.trusted if self.directions is None else np.asarray(self.trusted.any(axis=0))
 
-    def errors(self, rows: Array, outputs: Array | float = 1.0) -> Array:
+    def errors(self, rows: Array) -> Array:
         """Return the relative errors, zero where an entry is excluded, infinite for NaN."""
-        counted = self.mask & self.measured.responds if self.directions is None else self.mask
-        return _errors(self.analytic(rows), self.numeric(outputs), self.mask, counted,
-                       self.parts if self.directions is None else ())
+        return _relative(self.analytic(rows), *self._compared())
 
-    def passes(self, rows: Array, outputs: Array | float = 1.0) -> bool:
-        """Whether these gradients would have passed."""
-        return rows.shape[1:] == self.a.shape and (rows.dtype.kind == "c") == (
-            self.a.dtype.kind == "c") and bool(
-            np.all(self.errors(rows, outputs) <= self.limit))
+    def passes(self, rows: Array, outputs: Array | None = None) -> bool:
+        """Whether these gradients would have passed; asked when the evidence is complete."""
+        if rows.shape[1:] != self.a.shape or (rows.dtype.kind == "c") != (self.a.dtype.kind == "c"):
+            return False
+        compared = self._complete if outputs is None else self._compared(outputs)
+        return bool(np.all(_relative(self.analytic(rows), *compared) <= self.limit))
+
+    @functools.cached_property
+    def _complete(self) -> tuple[Array, Array, Any]:
+        return self._compared()  # once, and not for each of thousands of explanations
+
+    def _compared(self, outputs: Array | float = 1.0) -> tuple[Array, Array, Any]:
+        """Return the measured numbers, which of them count, and what errors are relative to."""
+        numeric, mask = self.numeric(outputs), self.mask
+        if self.directions is None:
+            return numeric, mask, _sizes(numeric, mask & self.measured.responds, self.parts)
+        return numeric, mask, _sizes(numeric, mask)
 
     def part(self, count: int) -> _Evidence:
         """Return a smaller piece of the evidence, to try explanations on."""
@@ -2504,16 +2515,24 @@ class _Evidence:
             limit=np.broadcast_to(self.limit, self.trusted.shape)[picked])
 
 
+def _sizes(numeric: Array, counted: Array, parts: Sequence[slice] = ()) -> Any:
+    whole = _rms(numeric[counted])
+    if len(parts) <= 1:
+        return whole
+    size = np.empty((len(numeric), 1))
+    for part in parts:
+        size[part] = max(_rms(numeric[part][counted[part]]), 1e-3 * whole)
+    return size
+
+
 def _errors(
     analytic: Array, numeric: Array, mask: Array, counted: Array, parts: Sequence[slice] = ()
 ) -> Array:
     """Return relative errors; several outputs are held to their own scale each."""
-    whole = _rms(numeric[counted])
-    size: Any = whole
-    if len(parts) > 1:
-        size = np.empty((len(numeric), 1))
-        for part in parts:
-            size[part] = max(_rms(numeric[part][counted[part]]), 1e-3 * whole)
+    return _relative(analytic, numeric, mask, _sizes(numeric, counted, parts))
+
+
+def _relative(analytic: Array, numeric: Array, mask: Array, size: Any) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):
         scale = np.maximum(np.maximum(abs(analytic), abs(numeric)), size)
         error: Array = abs(analytic - numeric) / np.where(scale > 0, scale, 1.0)

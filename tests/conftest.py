@@ -12,6 +12,13 @@ from minisrcnn.engine.backends import BACKENDS, get_backend, unavailable_reason
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Kernels are compiled once for all tests and all processes that they start, and kept from run to
+# run; no data set is ever put there. A test that wants a cache of its own sets one.
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have it from the process that starts them
+    usual = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    usual = os.environ.get("MINISRCNN_CACHE") or Path(usual) / "minisrcnn"
+    os.environ["MINISRCNN_CACHE"] = str(Path(usual).absolute() / "of-tests")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let the processes that tests start hear signals that this one ignores.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -28,14 +29,18 @@ FILES = {name_of(path): path for folder in (PACKAGE, "kernels")
          if BUILT not in path.parents and path.name != "setup.py"}
 
 
+@functools.cache
+def nodes(source):
+    return list(ast.walk(ast.parse(source)))
+
+
 def imports(name, source, is_package=False):
     """Yield (module, name or None) for every import but those for type checkers alone."""
-    tree = ast.parse(source)
-    unseen = {node for block in ast.walk(tree)
+    unseen = {node for block in nodes(source)
               if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
               for child in block.body for node in ast.walk(child)}
     package = name if is_package else name.rpartition(".")[0]
-    for node in ast.walk(tree):
+    for node in nodes(source):
         if node in unseen:
             continue
         if isinstance(node, ast.Import):
@@ -52,6 +57,7 @@ def of_file(name):
                         FILES[name].name == "__init__.py"))
 
 
+@functools.cache
 def own_imports(name):
     """Return the modules of the package that a module imports, at the top or in a function."""
     full = {f"{module}.{what}" if f"{module}.{what}" in FILES else module
@@ -116,7 +122,7 @@ def private_uses(name, source, is_package=False):
             yield f"{module}.{what}"
         if what and f"{module}.{what}" in FILES:
             modules[what] = f"{module}.{what}"
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
                 and node.value.id in modules and re.match(r"_(?!_)", node.attr)):
             yield f"{modules[node.value.id]}.{node.attr}"

@@ -34,8 +34,9 @@ def results(module, x, w, b, dy):
 
 
 @pytest.mark.parametrize(("name", "dtype"), [
-    *((name, "float32") for name in SINGLE), ("v6_register_tile", "float64"),
-    ("v8_winograd_numpy", "float64"), ("v9_winograd", "float64")])
+    *((name, "float32") for name in SINGLE), ("v8_winograd_numpy", "float64"),
+    pytest.param("v6_register_tile", "float64", marks=pytest.mark.slow),
+    pytest.param("v9_winograd", "float64", marks=pytest.mark.slow)])
 def test_lesson_agrees_with_scipy(name, dtype):
     for shape in oracles.SHAPES:
         arrays = oracles.draw(shape, dtype)
@@ -67,7 +68,8 @@ def test_lesson_leaves_its_arguments_alone_and_takes_read_only_ones(name):
 
 
 @pytest.mark.parametrize(("arch", "channels", "filters", "dtype"), [
-    ("9-1-5", 1, (64, 32), "float32"), ("9-5-5", 1, (64, 32), "float64"),
+    ("9-1-5", 1, (64, 32), "float32"),
+    pytest.param("9-5-5", 1, (64, 32), "float64", marks=pytest.mark.slow),
     ("3-3-5", 3, (20, 7), "float32"), ("2-4-3", 1, (3, 70), "float64")])
 def test_one_patch_agrees_with_pytorch_autograd(arch, channels, filters, dtype):
     rng = np.random.default_rng(0)

@@ -77,7 +77,8 @@ def assert_same(out, whole):
     assert log(out) == log(whole)
 
 
-@pytest.mark.parametrize("count, threads", [(2, "1"), (3, "2")])
+@pytest.mark.parametrize("count, threads", [
+    (2, "1"), pytest.param(3, "2", marks=pytest.mark.slow)])
 def test_the_bits_of_one_process(place, count, threads):
     done = ranks(place, count, *TRAIN, "--threads", threads, "--out", f"run{count}")
     assert done.returncode == 0, done.stderr
@@ -117,7 +118,7 @@ def test_rows_of_all_ranks_are_added_in_order(place):
     assert done.stdout == "as one process 4\n"
 
 
-@pytest.mark.parametrize("backend", ["cupy-emulated",
+@pytest.mark.parametrize("backend", [pytest.param("cupy-emulated", marks=pytest.mark.slow),
                                      pytest.param("cupy", marks=pytest.mark.gpu)])
 def test_devices_share_a_batch(place, backend):
     """One device a rank, or one for all: the weights, state and log of a process alone."""

@@ -539,6 +539,9 @@ def train(page, steps):
                " && minisrcnn.learn.scores.at(-1)[0] === minisrcnn.learn.network.steps")
 
 
+@pytest.mark.parametrize("engine", [
+    "wasm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("js", "webgpu"))],
+    indirect=True)
 def test_it_learns(page, engine):
     """600 steps get above bicubic on the picture that is not trained on; fewer where steps are slow."""
     steps = {"wasm": 600, "js": 60, "webgpu": 4}[engine]

@@ -44,7 +44,8 @@ def test_the_same_bits_in_every_schedule(everything):
 
 
 @everything
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+@pytest.mark.parametrize("sanitizer", [
+    "address,undefined", pytest.param("thread", marks=pytest.mark.slow)])  # a minute
 def test_sanitizers_have_nothing_to_say(sanitizer, everything):
     reason = sanitize.unavailable_reason(sanitizer)
     if reason is not None:

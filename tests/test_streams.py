@@ -87,7 +87,7 @@ def started(*more, **options):
     child = subprocess.Popen(
         [sys.executable, "-m", "minisrcnn", *TRAIN, "--epochs", "100000", "--out", "run", *more],
         stderr=subprocess.PIPE, text=True, **options)
-    watchdog = threading.Timer(120, child.kill)
+    watchdog = threading.Timer(900, child.kill)
     watchdog.daemon = True
     watchdog.start()
     deadline = time.monotonic() + 900
@@ -248,7 +248,7 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("home", ["none", "unwritable"])
+@pytest.mark.parametrize("home", ["unwritable", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("command", [
     "info", "data list", "data verify", "data fetch Set5", "evaluate",
     "evaluate --data pictures/T91 --scale 2 --backend numpy",

@@ -50,7 +50,6 @@ def pictures(tmp_path, monkeypatch):
     """Make a folder of two training and two test pictures, and a place of its own to run in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MINISRCNN_DATA", raising=False)
-    monkeypatch.setenv("MINISRCNN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MINISRCNN_DATA_URL", "http://127.0.0.1:9")  # nobody answers there
     for name, seeds in (("T91", (1, 2)), ("Set5", (3, 4))):
         (tmp_path / "pictures" / name).mkdir(parents=True)
