@@ -84,8 +84,8 @@ def in_turn(mutants, modes):
                                marks=[] if k == i % len(modes) else [pytest.mark.slow])
 
 
-@pytest.mark.parametrize(("mode", "mutant"), in_turn(
-    [m for m in MUTANTS if m.forward is conv], ["projection", "complex", "adjoint"]))
+@pytest.mark.parametrize(("mode", "mutant"), list(in_turn(
+    [m for m in MUTANTS if m.forward is conv], ["projection", "complex", "adjoint"])))
 def test_the_other_modes_catch_and_name_them_too(mutant, mode):
     fresh = mutant.backward() if isinstance(mutant.backward, type) else mutant.backward
     with pytest.raises(GradientCheckError) as caught:
