@@ -45,8 +45,8 @@ def test_it_stands_alone():
              for name in node.names}
     roots |= {node.module.split(".")[0] for node in ast.walk(tree)
               if isinstance(node, ast.ImportFrom)}
-    assert roots <= {"__future__", "collections", "contextlib", "dataclasses", "inspect",
-                     "itertools", "math", "numpy", "sys", "time", "typing", "zlib"}
+    assert roots <= {"__future__", "collections", "contextlib", "dataclasses", "functools",
+                     "inspect", "itertools", "math", "numpy", "sys", "time", "typing", "zlib"}
 
 
 def test_it_can_be_lifted_out(tmp_path):
