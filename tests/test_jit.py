@@ -194,9 +194,10 @@ def test_processes_share_it_and_vector_units_do_not(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_child_forked_while_a_thread_compiles_can_compile(tmp_path):
-    """The thread holds the compiler's lock; in the child nobody would ever give it back."""
+    """A thread holds the compiler's lock, or LLVM's; in the child nobody would give it back."""
     process = start("""
 import os, signal, threading
+import llvmlite.binding
 import numpy as np
 from minisrcnn.kernels.cpu import jit
 from minisrcnn.kernels.cpu.production import pointwise
@@ -220,6 +221,30 @@ if pid == 0:
     os._exit(0)
 thread.join()
 print("child:", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+function = "define void @f{i}() {{ ret void }}"
+many = chr(10).join(function.format(i=i) for i in range(1000))
+done = threading.Event()
+
+def parse():
+    while not done.is_set():
+        llvmlite.binding.parse_assembly(many)  # holds LLVM's lock nearly all the time
+
+thread = threading.Thread(target=parse)
+thread.start()
+codes = []
+for _ in range(20):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        llvmlite.binding.parse_assembly("")
+        os._exit(0)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    if codes[-1]:
+        break
+done.set()
+thread.join()
+print("children:", set(codes))
 """, NUMBA_CACHE_DIR=str(tmp_path))
     out, err = process.communicate()
-    assert out.strip() == "child: 0", err
+    assert out.splitlines() == ["child: 0", "children: {0}"], err

@@ -231,11 +231,14 @@ def _level_of_optimization(level: int) -> Iterator[None]:
             numba.config.OPT = usual
 
 
-# A child that is forked while a thread compiles would wait for it for ever: so the fork waits.
+# A child that is forked while another thread compiles, or frees compiled code, would wait for its
+# lock for ever: so the fork waits. The one registered last is taken first: Numba's, then LLVM's.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=global_compiler_lock.acquire,
-                        after_in_parent=global_compiler_lock.release,
-                        after_in_child=global_compiler_lock.release)
+    _llvm_lock = getattr(llvmlite.binding.ffi.lib, "_lock", contextlib.nullcontext())
+    for _lock in (_llvm_lock, global_compiler_lock):
+        _release = functools.partial(_lock.__exit__, None, None, None)
+        os.register_at_fork(before=_lock.__enter__, after_in_parent=_release,
+                            after_in_child=_release)
 
 
 def kernel(
