@@ -22,7 +22,7 @@ from .commands.evaluate import evaluate_command
 from .commands.gradcheck import gradcheck_command
 from .commands.info import info_command
 from .commands.models import models_command
-from .commands.terminal import Command, complain
+from .commands.terminal import Command, Commands, complain
 from .commands.train import train_command
 from .commands.upscale import upscale_command
 
@@ -30,6 +30,7 @@ from .commands.upscale import upscale_command
 _STREAM_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 app = typer.Typer(
+    cls=Commands,
     help="SRCNN from scratch: train it, score it, upscale pictures with it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
