@@ -183,7 +183,8 @@ def take(task: Task) -> tuple[float, float, float]:
         with tempfile.TemporaryFile("w+") as log:
             process = subprocess.Popen(
                 task.words, stdout=subprocess.DEVNULL, stderr=log, cwd=machine.ROOT,
-                env=os.environ | {"PYTHONPATH": machine.python_path()})
+                env=os.environ | {"PYTHONPATH": machine.python_path(),
+                                  "PYTHONDONTWRITEBYTECODE": ""})  # as users have it
             _, status, used = os.wait4(process.pid, 0)
             took = time.perf_counter() - start
             process.returncode = os.waitstatus_to_exitcode(status)

@@ -49,6 +49,32 @@ def command(*args, cwd=None, **options):
         capture_output=True, **options)
 
 
+# --- the start -----------------------------------------------------------------------------------
+
+SLOW_TO_IMPORT = ("pydantic", "rich", "scipy.linalg", "scipy.signal", "numba.np.arrayobj", "torch",
+                  "matplotlib", "skimage", "pooch", "requests")
+
+
+def test_a_start_with_kept_kernels_imports_little(tmp_path, model):
+    """Each of these takes a twentieth of the start or more."""
+    colours().save(tmp_path / "a.png")
+    code = f"""
+import sys
+from minisrcnn.cli import main
+words = ["upscale", "a.png", "-o", "o.png", "--overwrite", "--jobs", "1", "--model", {str(model)!r}]
+try:
+    main(words)
+except SystemExit as end:
+    assert not end.code, end
+print(*[m for m in {SLOW_TO_IMPORT} if m in sys.modules])
+"""
+    for _ in range(2):  # the first one may compile
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
+                              text=True)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["o.png", ""], done.stderr
+
+
 # --- what is kept --------------------------------------------------------------------------------
 
 
