@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import warnings
 import zlib
 
@@ -305,6 +306,38 @@ def test_atomic_open_is_all_or_nothing(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+def test_atomic_open_interrupted_before_any_of_its_lines(tmp_path):
+    path = tmp_path / "a.bin"
+    lines = -1  # before the interrupt
+
+    def trace(frame, event, arg):
+        nonlocal lines
+        if frame.f_code is not atomic_open.__wrapped__.__code__:
+            return None
+        if event == "line":
+            lines -= 1
+            if lines < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    for count in range(100):
+        path.write_bytes(b"old")
+        lines = count
+        sys.settrace(trace)
+        try:
+            with atomic_open(path) as file:
+                file.write(b"new")
+        except KeyboardInterrupt:
+            pass
+        else:
+            break
+        finally:
+            sys.settrace(before)
+        assert path.read_bytes() in (b"old", b"new") and list(tmp_path.iterdir()) == [path], count
+    assert 8 < count < 100 and path.read_bytes() == b"new"
 
 
 def test_a_link_stays_a_link(tmp_path):

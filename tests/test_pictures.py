@@ -365,7 +365,7 @@ def test_a_picture_that_kills_its_worker_fails_alone(tmp_path, monkeypatch):
 
     def upscale(job, *more):
         if job.source.stem in ("03", "04", "11"):
-            (tmp_path / f".{job.target.name}.1-ab.part").touch()
+            (tmp_path / f".{job.target.name}.{os.getpid()}-0123abcd.part").touch()
             (tmp_path / f"{job.source.stem}.{os.getpid()}.died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return true(job, *more)

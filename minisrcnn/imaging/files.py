@@ -93,9 +93,8 @@ def atomic_open(path: PathLike) -> Iterator[IO[bytes]]:
         raise OSError(errno.EINVAL, "not a plain file")  # a device or a pipe, which would be gone
     folder, name = os.path.split(target)
     part = os.path.join(folder, f".{name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    file = os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")
-    try:
-        with file:
+    try:  # around the opening too: Ctrl-C may come right after it
+        with open(part, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
