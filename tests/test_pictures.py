@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -21,7 +22,7 @@ from minisrcnn import MinisrcnnError
 from minisrcnn.checkpoint import save_model
 from minisrcnn.imaging.metadata import edit_exif, exif_orientation, without_orientation
 from minisrcnn.upscale import batch
-from minisrcnn.upscale.batch import Manifest, run_jobs, run_workers, shard_of
+from minisrcnn.upscale.batch import Manifest, Outcome, run_jobs, run_workers, shard_of
 from minisrcnn.upscale.plan import Job, find_sources, make_plan
 from minisrcnn.upscale.run import Options, upscale_file
 
@@ -309,6 +310,50 @@ def test_a_torn_manifest_is_read(tmp_path):
     assert manifest.finished() == {("a.png", str(tmp_path / "b.png"))}
 
 
+def test_a_part_reads_the_manifests_of_all_parts(tmp_path):
+    """However many there were; of two lines about a picture the later file's holds."""
+    (tmp_path / "x.png").touch()
+    jobs = [Job(Path(f"{i}.png"), tmp_path / "x.png") for i in range(5)]
+
+    def write(part, job, error, when):
+        manifest = Manifest(tmp_path / "m.x.jsonl", part)
+        with contextlib.closing(manifest):
+            manifest.add(Outcome(job, None, error))
+        os.utime(manifest.path, (when, when))
+
+    write((0, 1), jobs[0], None, 5)
+    write((2, 3), jobs[1], None, 2)
+    write((7, 100), jobs[1], "failed later", 3)
+    write((1, 3), jobs[2], "failed first", 1)
+    write((6, 100), jobs[2], None, 4)
+    for name in ("m.jsonl", "m.x.0-of-3.jsonl.bak", "m.x.a-of-3.jsonl", "mmx.0-of-3.jsonl"):
+        (tmp_path / name).write_text(json.dumps(
+            {"input": "3.png", "output": str(tmp_path / "x.png"), "error": None}))
+    done = {(str(job.source), str(job.target)) for job in (jobs[0], jobs[2])}
+    for part in ((0, 1), (1, 2), (2, 3)):
+        assert Manifest(tmp_path / "m.x.jsonl", part).finished() == done
+    assert Manifest(tmp_path / "m.x.jsonl").finished({("0.png", str(tmp_path / "x.png"))}) == {
+        ("0.png", str(tmp_path / "x.png"))}
+
+
+def test_results_within_the_folder_are_no_sources(tmp_path):
+    """Whatever part was first: all parts share out the same pictures."""
+    for name in ("a.png", "b/c.png", "d.png", "out/b/c_x2.png", "out/e.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        colours(0).save(tmp_path / "in" / name)
+
+    def plan(folder, out):
+        return make_plan(find_sources([str(tmp_path / folder)], True, [], []),
+                         str(tmp_path / out), "_x2")
+
+    found = plan("in", "in/out")
+    assert [job.source.name for job in found.jobs] == ["a.png", "d.png"]
+    assert [job.source.name for job in found.existing] == ["c.png"]
+    assert found.pictures == 3 and "Skipping 2 pictures in" in found.notes[0]
+    assert plan("in", "elsewhere").pictures == 5
+    assert plan("in/out", "in").pictures == plan("in/out", "in/out").pictures == 2
+
+
 def test_pictures_side_by_side_come_in_order(tmp_path):
     jobs = []
     for i in range(12):
@@ -345,6 +390,17 @@ def test_workers_shards_manifest_and_resume(tmp_path, model):
     done = command("in", "-r", "-o", "o2", "--model", model, "--shard", "1/4", "--manifest",
                    "m.jsonl", cwd=tmp_path)
     assert b"Part 1 of 4: 2 of 6" in done.stderr and (tmp_path / "m.1-of-4.jsonl").exists()
+    # Gone on with in two parts, named one by one; one result came just before a kill.
+    named = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "in").glob("*.jpg"))
+    for name in named[:2]:
+        (tmp_path / "o2" / f"{Path(name).stem}_x2.png").write_bytes(b"kept")
+    (tmp_path / "m.2-of-4.jsonl").write_text(json.dumps(
+        {"input": named[0], "output": f"o2/{Path(named[0]).stem}_x2.png", "error": None}))
+    done = command(*named, "-o", "o2", "--model", model, "--shard", "0/2", "--manifest", "m.jsonl",
+                   "--resume", cwd=tmp_path)
+    assert done.returncode == 0 and b"Part 0 of 2: 1 of 3" in done.stderr, done.stderr
+    assert done.stdout.decode().split() == [f"o2/{Path(named[2]).stem}_x2.png"]
+    assert (tmp_path / f"o2/{Path(named[0]).stem}_x2.png").read_bytes() == b"kept"
 
 
 forked = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")

@@ -28,7 +28,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from ..upscale.batch import Outcome
+    from ..upscale.batch import Manifest, Outcome
     from ..upscale.pixels import Networks
 
 
@@ -82,9 +82,10 @@ def upscale_command(
         metavar="I/N", show_default="all, or the rank under mpiexec and srun",
         help="Do part I, from 0, of N: for job arrays.")] = None,
     manifest: Annotated[str | None, typer.Option(
-        metavar="FILE", help="Append a line of JSON for every picture.")] = None,
+        metavar="FILE", help="Append a line of JSON for every picture; each part to a "
+        "file of its own.")] = None,
     resume: Annotated[bool, typer.Option(
-        "--resume", help="Leave out what the manifest says is done.")] = False,
+        "--resume", help="Leave out what the manifest says is done, or that of any part.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a report as JSON.")] = False,
     contact_sheet: Annotated[str | None, typer.Option(
         metavar="FILE", help="Write details, before beside after, into one picture.")] = None,
@@ -93,7 +94,7 @@ def upscale_command(
     from ..engine.backends import announce_backend
     from ..imaging.decode import quiet
     from ..imaging.save import FORMATS
-    from ..upscale.batch import shard_of
+    from ..upscale.batch import Manifest, name_of_part, shard_of
     from ..upscale.plan import find_sources, make_plan
     from ..upscale.run import Options
 
@@ -106,6 +107,8 @@ def upscale_command(
     part = shard_of(shard)
     if resume and manifest is None:
         raise MinisrcnnError("--resume needs the --manifest of the run to go on with")
+    if manifest is not None and not Path(manifest).name:
+        raise MinisrcnnError(f"--manifest is {manifest!r}, want a file")
     with quiet(), _stopped_cleanly():
         problems: list[str] = []
         notes: list[str] = []
@@ -121,12 +124,13 @@ def upscale_command(
         load = functools.partial(load_networks, model, scale, backend)
         networks, scale = load_named(model, scale, backend)
         ending = suffix if suffix is not None else _default_suffix(scale, box)
-        plan = make_plan(sources, out, ending, format, skip_existing, overwrite, part)
+        # At --resume a result without a line of the manifest is one that a kill came after.
+        plan = make_plan(sources, out, ending, format, skip_existing or resume, overwrite, part)
         todo = plan.jobs
         for text in notes + plan.notes:
             note(text)
         if part[1] > 1:
-            note(f"Part {part[0]} of {part[1]}: {len(todo)} of {len(sources)} pictures.")
+            note(f"Part {part[0]} of {part[1]}: {len(todo)} of {plan.pictures} pictures.")
         if dry_run:
             for job in todo:
                 print_line(f"{job.source} -> {job.target}")
@@ -137,11 +141,11 @@ def upscale_command(
             scale_dpi=scale_dpi, max_pixels=round(max_input * 1e6),
             max_output=round(max_output * 1e6))
         announce_backend(networks(1)[0][0].backend, backend, note)
-        outcomes = _run(todo, networks, load, options, jobs,
-                        _of_part(manifest, part) if manifest else None, resume, as_json,
+        written = Manifest(Path(manifest), part) if manifest is not None else None
+        outcomes = _run(todo, networks, load, options, jobs, written, resume, as_json,
                         plan.existing)
         if contact_sheet is not None and (outcomes or part[1] == 1):
-            _sheet(str(_of_part(contact_sheet, part)), outcomes)
+            _sheet(str(name_of_part(Path(contact_sheet), part)), outcomes)
     failed = sum(outcome.error is not None for outcome in outcomes)
     if as_json:
         from ..upscale.batch import as_dict
@@ -220,31 +224,23 @@ def _box(text: str | None) -> tuple[int | None, int | None] | None:
     return sides[0], sides[1]
 
 
-def _of_part(path: str, part: tuple[int, int]) -> Path:
-    """Return a name of its own for every part: files on several machines cannot be shared."""
-    if part[1] == 1:
-        return Path(path)
-    name = Path(path)
-    return name.with_name(f"{name.stem}.{part[0]}-of-{part[1]}{name.suffix}")
-
-
 def _run(
-    todo: list[Any], networks: Networks, load: Any, options: Any, jobs: int, path: Path | None,
-    resume: bool, as_json: bool, existing: list[Any],
+    todo: list[Any], networks: Networks, load: Any, options: Any, jobs: int,
+    manifest: Manifest | None, resume: bool, as_json: bool, existing: list[Any],
 ) -> list[Outcome]:
     from ..imaging.files import remove_leftovers
-    from ..upscale.batch import Manifest, Outcome, run_jobs, run_workers
+    from ..upscale.batch import Outcome, run_jobs, run_workers
     from ..upscale.plan import STANDARD
     from ..upscale.run import Result
 
-    manifest = Manifest(path) if path is not None else None
     if manifest is not None and resume:
-        finished = manifest.finished()
+        finished = manifest.finished(
+            {(str(job.source), str(job.target)) for job in [*todo, *existing]})
         left = [job for job in todo if (str(job.source), str(job.target)) not in finished]
         if len(left) < len(todo):
             note(f"Going on: {len(todo) - len(left)} of {len(todo)} pictures are done.")
         todo = left
-        for job in existing:  # a kill came between the result and its line
+        for job in existing:
             if (str(job.source), str(job.target)) not in finished:
                 there = Result(str(job.source), str(job.target), notes=["was there"])
                 manifest.add(Outcome(job, there, None))

@@ -199,7 +199,8 @@ class MPIRanks(Ranks):
             if not at_once:
                 traceback.print_exc(file=sys.__stderr__)
             what = "was interrupted at once" if at_once else f"failed ({type(error).__name__})"
-            print(f"minisrcnn: rank {self.rank} of {self.size} {what}; the last checkpoint is kept",
+            print(f"minisrcnn: rank {self.rank} of {self.size} {what}; the last checkpoint, if "
+                  "there is one, is kept",
                   file=sys.__stderr__, flush=True)
             self._world.Abort(130 if at_once else 1)
             raise

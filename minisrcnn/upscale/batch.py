@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -411,41 +412,75 @@ def shard_of(text: str | None, environment: Mapping[str, str] = os.environ) -> t
     return int(first), int(second)
 
 
+def name_of_part(path: Path, part: tuple[int, int]) -> Path:
+    """Return a file's name for a part: files on several machines cannot be shared."""
+    index, count = part
+    return path if count == 1 else path.with_name(f"{path.stem}.{index}-of-{count}{path.suffix}")
+
+
 class Manifest:
     """An append-only file of JSON lines, one for each picture: input, output, size, seconds, error.
 
     A line is written by one call, so a kill leaves whole lines, and at most one torn at the end,
-    which is passed over.
+    which is passed over. Each part of a run writes a file of its own, and reads those of all parts,
+    in however many the pictures were shared out before.
+
+    Parameters
+    ----------
+    whole : Path
+        The name that the user gave; without parts, that of the file.
+    part : (int, int)
+        (I, N), as in :func:`shard_of`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, whole: Path, part: tuple[int, int] = (0, 1)) -> None:
+        self.path, self._whole = name_of_part(whole, part), whole
         self._file: IO[bytes] | None = None
 
-    def finished(self) -> set[tuple[str, str]]:
-        """Return (input, output) of what was done well and is still there."""
-        found: set[tuple[str, str]] = set()
-        if os.path.exists(self.path) and not os.path.isfile(self.path):  # a pipe would block
-            raise MinisrcnnError(f"{self.path}: not a plain file, want the manifest of a run")
-        try:
-            lines = self.path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return found
-        except OSError as error:
-            raise MinisrcnnError(f"{self.path}: cannot be read ({error.strerror})") from None
-        for line in lines:
+    def finished(self, among: Container[tuple[str, str]] | None = None) -> set[tuple[str, str]]:
+        """Return (input, output) of what was done well and is still there.
+
+        Parameters
+        ----------
+        among : container of (str, str), optional
+            What is asked for: no other output is looked at.
+
+        Raises
+        ------
+        MinisrcnnError
+            If a manifest is no file, or cannot be read.
+        """
+        last: dict[tuple[str, str], bool] = {}  # whether it was done well when it was done last
+        for path in self._files():
+            if not path.is_file():  # a pipe would block
+                raise MinisrcnnError(f"{path}: not a plain file, want the manifest of a run")
             try:
-                entry = json.loads(line)
-                key = (entry["input"], entry["output"])
-                if not all(isinstance(name, str) for name in key):
+                lines = path.read_bytes().splitlines()
+            except OSError as error:
+                raise MinisrcnnError(f"{path}: cannot be read ({error.strerror})") from None
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                    key = (entry["input"], entry["output"])
+                    if not all(isinstance(name, str) for name in key):
+                        continue
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue
-            if entry.get("error") is None and os.path.exists(key[1]):
-                found.add(key)
-            else:
-                found.discard(key)
-        return found
+                if among is None or key in among:
+                    last[key] = entry.get("error") is None
+        return {key for key, good in last.items() if good and os.path.exists(key[1])}
+
+    def _files(self) -> list[Path]:
+        """Return the manifests of all parts, those written last at the end."""
+        whole = self._whole
+        part = re.compile(rf"{re.escape(whole.stem)}(\.\d+-of-\d+)?{re.escape(whole.suffix)}")
+        try:
+            found = [path for path in whole.parent.iterdir() if part.fullmatch(path.name)]
+            return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise MinisrcnnError(f"{whole}: cannot be read ({error.strerror})") from None
 
     def add(self, outcome: Outcome) -> None:
         """Append a line."""

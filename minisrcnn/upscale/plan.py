@@ -35,8 +35,9 @@ class Job:
 
 @dataclass
 class Plan:
-    """What is to be done, and what should be said before."""
+    """What is to be done, and what should be said before; ``pictures`` are those of all parts."""
 
+    pictures: int = 0
     jobs: list[Job] = field(default_factory=list)
     existing: list[Job] = field(default_factory=list)  # skipped: their results are there
     notes: list[str] = field(default_factory=list)
@@ -113,7 +114,8 @@ def make_plan(
         to one file, or nothing can be written to ``out``.
     """
     plan = Plan()
-    sources = _without_results(sources, suffix, plan)
+    sources = _without_results(sources, out, suffix, plan)
+    plan.pictures = len(sources)
     index, count = part
     if out is not None and (out == STANDARD or not _is_folder(out)):
         if len(sources) > 1:
@@ -156,8 +158,23 @@ def make_plan(
     return plan
 
 
-def _without_results(sources: Sequence[Source], suffix: str, plan: Plan) -> list[Source]:
+def _without_results(
+    sources: Sequence[Source], out: str | None, suffix: str, plan: Plan
+) -> list[Source]:
     """Leave out what folders and patterns hold of earlier results."""
+    # All that a folder has in a folder for results below it; by path, each folder looked up once.
+    results = Path(os.path.realpath(out)) if out not in (None, STANDARD) else None
+    inside: dict[tuple[Path, Path], bool] = {}
+    for source in sources:
+        if (key := (source.path.parent, source.tree)) not in inside:
+            here = Path(os.path.realpath(source.path.parent))
+            top = here.parents[len(source.tree.parts) - 1] if source.tree.parts else here
+            inside[key] = (results is not None and here.is_relative_to(results)
+                           and not top.is_relative_to(results))
+    if within := [source for source in sources if inside[source.path.parent, source.tree]]:
+        plan.notes.append(f"Skipping {len(within)} pictures in {out}, where results go: name them "
+                          "to upscale them.")
+        sources = [source for source in sources if not inside[source.path.parent, source.tree]]
     stems = {source.path.parent / source.path.stem for source in sources}
     kept: list[Source] = []
     left: list[Source] = []
