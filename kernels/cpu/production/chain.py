@@ -99,14 +99,14 @@ def forward_layer(layer, tables, packed, s, relu):
                             tables[layer.pixel_table:], tables[layer.tap_table:],
                             layer.KH // 3 * layer.KW * layer.C,
                             packed, layer.forward_at, layer.bias_at,
-                            layer.x_points_at, layer.y_points_at, low)
+                            layer.x_transformed_at, layer.y_transformed_at, low)
         return
     if layer.method == Method.WINOGRAD:
         x, y, across, down = maps(layer)
         winograd.convolve(s, x, y, layer.m, 0, 0, across * down, across,
                           tables[layer.x_tile_table:], tables[layer.line_table:], layer.C,
                           packed, layer.forward_at, layer.bias_at,
-                          layer.x_points_at, layer.y_points_at, low)
+                          layer.x_transformed_at, layer.y_transformed_at, low)
         return
     M = layer.OH * layer.OW
     rows = tables[layer.pixel_table:layer.pixel_table + M + SLACK]
@@ -169,13 +169,15 @@ def weight_gradient(layer, tables, s, grads):
         winograd1d.weight_gradient(s, x, dy, groups, layer.KH // 3, x.step,
                                    tables[layer.pixel_table:], tables[layer.tap_table:],
                                    layer.KH // 3 * layer.KW * layer.C,
-                                   layer.x_points_at, layer.y_points_at, grads, layer.dw_at)
+                                   layer.x_transformed_at, layer.y_transformed_at, grads,
+                                   layer.dw_at)
         return
     if layer.method == Method.WINOGRAD:
         x, dy, across, down = maps(layer)
         winograd.weight_gradient(s, x, dy, layer.m, across * down, across,
                                  tables[layer.x_tile_table:], tables[layer.line_table:], layer.C,
-                                 layer.x_points_at, layer.y_points_at, grads, layer.dw_at)
+                                 layer.x_transformed_at, layer.y_transformed_at, grads,
+                                 layer.dw_at)
         return
     taps = layer.KH * layer.KW
     if layer.method == Method.DOTS:
@@ -203,7 +205,8 @@ def winograd_input_gradient(layer, tables, packed, s, relu):
     dx[:] = 0
     winograd.input_gradient(s, dy, total, layer.m, across * down, across,
                             tables[layer.y_tile_table:], tables[layer.line_table:], layer.F,
-                            packed, layer.backward_at, layer.y_points_at, layer.x_points_at)
+                            packed, layer.backward_at, layer.y_transformed_at,
+                            layer.x_transformed_at)
     result, zero = s[x.start:x.start + dx.size], s.dtype.type(0.0)
     for i in range(dx.size):
         result[i] = zero if relu and not result[i] > zero else dx[i]

@@ -60,8 +60,8 @@ class Layer(NamedTuple):
     dy_padded_at: int
     # Winograd: where the input gradient is summed, and input and output in the transform domain.
     dx_sum_at: int
-    x_points_at: int
-    y_points_at: int
+    x_transformed_at: int
+    y_transformed_at: int
     # Offsets into the index tables. Forward and weight gradient: output pixels and taps as offsets
     # into the input (WINOGRAD_ROWS: into its transform); the taps of DOTS, a vector each.
     pixel_table: int
@@ -180,8 +180,8 @@ class Arena:
         return start
 
 
-def point_sizes(method: Method, KH: int, x_stride: int, y_stride: int,
-                groups: int, width: int) -> tuple[int, int]:
+def transformed_sizes(method: Method, KH: int, x_stride: int, y_stride: int,
+                      groups: int, width: int) -> tuple[int, int]:
     """Return the floats that a layer's input and output take in the transform domain.
 
     With WINOGRAD_ROWS ``groups`` of rows are transformed at a time, from rows of the input that
@@ -234,9 +234,9 @@ def plan_chain(
     scratch.take(V)  # where tiles of the last row and column put what lies beyond the image
     if planar:
         strides[0], channel_stride = 1, height * width
-    points = [point_sizes(method, kernel[2], strides[i], strides[i + 1],
-                          -(-(height - kernel[2] + 1) // winograd1d.M), width * strides[0])
-              for i, (kernel, method) in enumerate(zip(kernels, methods, strict=True))]
+    sizes = [transformed_sizes(method, kernel[2], strides[i], strides[i + 1],
+                               -(-(height - kernel[2] + 1) // winograd1d.M), width * strides[0])
+             for i, (kernel, method) in enumerate(zip(kernels, methods, strict=True))]
 
     y_at = scratch.take((height * width + SLACK) * (kernels[0][1] if planar else strides[0]))
     layers: list[dict[str, int]] = []
@@ -285,8 +285,8 @@ def plan_chain(
         layers.append(layer)
         H, W, channel_stride = OH, OW, 1
     # Every layer uses the same room for the transform domain, one after the other.
-    room = {"x_points_at": scratch.take(max(x for x, _ in points)),
-            "y_points_at": scratch.take(max(y for _, y in points))}
+    room = {"x_transformed_at": scratch.take(max(x for x, _ in sizes)),
+            "y_transformed_at": scratch.take(max(y for _, y in sizes))}
     rows = [Layer(**{**dict.fromkeys(Layer._fields, 0), **layer, **room}) for layer in layers]
     packing = tuple(Packing(*(int(getattr(row, name)) for name in Packing._fields))
                     for row in rows)

@@ -33,9 +33,9 @@ from .plan import (
     Packing,
     choose_methods,
     pixel_strides,
-    point_sizes,
     record_dtype,
     round_up,
+    transformed_sizes,
     weight_floats,
 )
 from .tile import SLACK, dots, product
@@ -64,8 +64,8 @@ class RingLayer(NamedTuple):
     y_rows: int
     y_row: int
     # Offsets into the scratch: input and output in the transform domain.
-    x_points_at: int
-    y_points_at: int
+    x_transformed_at: int
+    y_transformed_at: int
     # Offsets into the packed parameters.
     forward_at: int
     bias_at: int
@@ -105,11 +105,11 @@ def plan_whole(kernels: tuple[Kernel, ...], strip_width: int, itemsize: int) -> 
     rows.append(steps[-1])
     rings = [scratch.take(n * size) for n, size in zip(rows, row_sizes, strict=True)]
 
-    layers, most_taps, x_points, y_points = [], 0, 0, 0
+    layers, most_taps, most_x, most_y = [], 0, 0, 0
     for i, ((F, C, KH, KW), (method, m)) in enumerate(zip(kernels, chosen, strict=True)):
         x_stride, y_stride = strides[i], strides[i + 1]
-        x_size, y_size = point_sizes(method, KH, x_stride, y_stride, 1, pixels * strides[0])
-        x_points, y_points = max(x_points, x_size), max(y_points, y_size)
+        x_size, y_size = transformed_sizes(method, KH, x_stride, y_stride, 1, pixels * strides[0])
+        most_x, most_y = max(most_x, x_size), max(most_y, y_size)
         forward, _ = weight_floats((F, C, KH, KW), method, x_stride, y_stride)
         layers.append(RingLayer(
             C, F, KH, KW, method, m,
@@ -117,8 +117,8 @@ def plan_whole(kernels: tuple[Kernel, ...], strip_width: int, itemsize: int) -> 
             y_stride, rings[i + 1], rows[i + 1], row_sizes[i + 1], 0, 0,
             packed.take(forward), packed.take(y_stride)))
         most_taps = max(most_taps, KH * KW * (x_stride // V if method == Method.DOTS else C))
-    x_points_at, y_points_at = scratch.take(x_points), scratch.take(y_points)
-    layers = [layer._replace(x_points_at=x_points_at, y_points_at=y_points_at) for layer in layers]
+    room = {"x_transformed_at": scratch.take(most_x), "y_transformed_at": scratch.take(most_y)}
+    layers = [layer._replace(**room) for layer in layers]
     packing = tuple(Packing(int(layer.method), layer.x_stride, layer.y_stride, layer.forward_at,
                             -1, layer.bias_at) for layer in layers)
     return WholePlan(np.array(layers, np.int64).ravel(), packing,
@@ -214,7 +214,7 @@ def convolve_tiles(layer, row, end, H, n, start, shift, packed, s, tables, low):
     first = row // m * across
     winograd.convolve(s, x, y, m, (layer.KH - 1) // 2, first, first + across, across,
                       tiles, line, layer.C, packed, layer.forward_at, layer.bias_at,
-                      layer.x_points_at, layer.y_points_at, low)
+                      layer.x_transformed_at, layer.y_transformed_at, low)
 
 
 @once
@@ -235,7 +235,7 @@ def convolve_columns(layer, row, end, H, n, start, shift, packed, s, tables, low
     y = winograd.Maps(start, layer.y_stride, layer.y_row, layer.y_rows, end, n)
     winograd1d.convolve(s, x, y, (layer.KH - 1) // 2, row // winograd1d.M, 1, A, width,
                         pixels, taps, k, packed, layer.forward_at, layer.bias_at,
-                        layer.x_points_at, layer.y_points_at, low)
+                        layer.x_transformed_at, layer.y_transformed_at, low)
 
 
 @once

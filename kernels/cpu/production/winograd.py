@@ -134,14 +134,14 @@ def _both_sides(one_side: Any, block: list[list[Any]]) -> list[list[Any]]:
     return [one_side(list(row)) for row in zip(*columns, strict=True)]
 
 
-def _make_to_points(matrix: Any, limited: bool) -> Any:
-    """Make ``to_points(...)``: S matrix X (S matrix)^T of one vector of channels of a tile X.
+def _make_transform(matrix: Any, limited: bool) -> Any:
+    """Make ``transform(...)``: S matrix X (S matrix)^T of one vector of channels of a tile X.
 
     If ``limited``, X is zero from row ``height`` and column ``width`` on.
     """
 
     @intrinsic
-    def to_points(typingctx: Any, a: Any, a0: Any, at: Any, height: Any, width: Any,
+    def transform(typingctx: Any, a: Any, a0: Any, at: Any, height: Any, width: Any,
                   b: Any, b0: Any, step: Any) -> Any:
         n = types.intp
         sig = types.void(a, n, at, n, n, b, n, n)
@@ -161,27 +161,27 @@ def _make_to_points(matrix: Any, limited: bool) -> Any:
                     for j in range(side):
                         inside = _inside(builder, i, j, height, width)
                         block[i][j] = builder.select(inside, block[i][j], zero)
-            points = _both_sides(lambda x: combine(e, SIGNS, combine(e, matrix, x)), block)
+            result = _both_sides(lambda x: combine(e, SIGNS, combine(e, matrix, x)), block)
             for i in range(N):
                 for j in range(N):
                     place = builder.mul(step, ir.Constant(ir.IntType(64), N * i + j))
-                    e.store(points[i][j], e.at(b, place))
+                    e.store(result[i][j], e.at(b, place))
             return context.get_dummy_value()
 
         return sig, codegen
 
-    return to_points
+    return transform
 
 
-def _make_to_pixels(matrix: Any, add: bool) -> Any:
-    """Make ``to_pixels(...)``: X = matrix^T S Y~ S matrix of one vector of channels of a tile Y~.
+def _make_inverse(matrix: Any, add: bool) -> Any:
+    """Make ``inverse(...)``: X = matrix^T S Y~ S matrix of one vector of channels of a tile Y~.
 
     If ``add``, X is added to c; else c becomes max(X + init, low). Rows from ``height`` and
     columns from ``width`` on are put at the start of c instead.
     """
 
     @intrinsic
-    def to_pixels(typingctx: Any, a: Any, a0: Any, step: Any, c: Any, c0: Any, at: Any,
+    def inverse(typingctx: Any, a: Any, a0: Any, step: Any, c: Any, c0: Any, at: Any,
                   height: Any, width: Any, init: Any, i0: Any, low: Any) -> Any:
         n = types.intp
         sig = types.void(a, n, n, c, n, at, n, n, init, n, c.dtype)
@@ -211,7 +211,7 @@ def _make_to_pixels(matrix: Any, add: bool) -> Any:
 
         return sig, codegen
 
-    return to_pixels
+    return inverse
 
 
 def _inside(builder: ir.IRBuilder, i: int, j: int, height: Any, width: Any) -> Any:
@@ -219,12 +219,12 @@ def _inside(builder: ir.IRBuilder, i: int, j: int, height: Any, width: Any) -> A
                         builder.icmp_signed(">", width, ir.Constant(ir.IntType(64), j)))
 
 
-_x_to_points = _make_to_points(B, False)
-_dy_to_points_2 = _make_to_points(A_5, True)
-_dy_to_points_4 = _make_to_points(A_3, True)
-_points_to_y_2 = _make_to_pixels(A_5, False)
-_points_to_y_4 = _make_to_pixels(A_3, False)
-_points_to_dx = _make_to_pixels(B, True)
+_x_transform = _make_transform(B, False)
+_dy_transform_2 = _make_transform(A_5, True)
+_dy_transform_4 = _make_transform(A_3, True)
+_y_transform_2 = _make_inverse(A_5, False)
+_y_transform_4 = _make_inverse(A_3, False)
+_dx_transform = _make_inverse(B, True)
 
 
 class Maps(NamedTuple):
@@ -250,7 +250,7 @@ _step_of = inner(step_of)
 
 
 @inner
-def x_points(s, x, m, top, across, first, n, at, points):
+def transform_x(s, x, m, top, across, first, n, at, at_x):
     """Transform n tiles of x, from ``first`` on, to [point][tile][channel]; see `convolve`."""
     V = lanes(s.itemsize)
     for t in range(n):
@@ -259,11 +259,11 @@ def x_points(s, x, m, top, across, first, n, at, points):
             at[i] = min(max(row + i, 0), x.rows - 1) % x.ring * x.step
             at[N + i] = min(column + i, x.columns - 1) * x.ld
         for v in range(0, x.ld, V):
-            _x_to_points(s, x.start + v, at, N, N, s, points + t * x.ld + v, _step_of(x.ld))
+            _x_transform(s, x.start + v, at, N, N, s, at_x + t * x.ld + v, _step_of(x.ld))
 
 
 @inner
-def dy_points(s, dy, m, across, first, n, at, points):
+def transform_dy(s, dy, m, across, first, n, at, at_dy):
     """Transform n tiles of dy, from ``first`` on, to [point][tile][channel]."""
     V = lanes(s.itemsize)
     for t in range(n):
@@ -273,11 +273,11 @@ def dy_points(s, dy, m, across, first, n, at, points):
             at[i] = min(row + i, dy.rows - 1) * dy.step
             at[N + i] = min(column + i, dy.columns - 1) * dy.ld
         for v in range(0, dy.ld, V):
-            to = points + t * dy.ld + v
+            to = at_dy + t * dy.ld + v
             if m == 2:
-                _dy_to_points_2(s, dy.start + v, at, height, width, s, to, _step_of(dy.ld))
+                _dy_transform_2(s, dy.start + v, at, height, width, s, to, _step_of(dy.ld))
             else:
-                _dy_to_points_4(s, dy.start + v, at, height, width, s, to, _step_of(dy.ld))
+                _dy_transform_4(s, dy.start + v, at, height, width, s, to, _step_of(dy.ld))
 
 
 @inner
@@ -295,13 +295,13 @@ def convolve(s, x, y, m, top, first, last, across, tiles, line, C, packed, weigh
     """Fill tiles first <= t < last of y, ``across`` of them in a row, with max(w x + b, low).
 
     Row 0 of y is made from the rows of x from ``-top`` on. ``tiles`` and ``line`` hold
-    multiples of ``x.ld`` and of 1; ``at_x`` and ``at_y`` are where the points go.
+    multiples of ``x.ld`` and of 1; ``at_x`` and ``at_y`` are where transformed tiles go.
     """
     V = lanes(s.itemsize)
     at = np.empty(2 * N, np.int64)
     for t0 in range(first, last, TILES):
         n = min(TILES, last - t0)
-        x_points(s, x, m, top, across, t0, n, at, at_x)
+        transform_x(s, x, m, top, across, t0, n, at, at_x)
         products(s, at_x, x.ld, n, tiles, line, C, packed, weights, at_y, y.ld)
         for t in range(n):
             row, column = m * ((t0 + t) // across), m * ((t0 + t) % across)
@@ -312,10 +312,10 @@ def convolve(s, x, y, m, top, first, last, across, tiles, line, C, packed, weigh
             for v in range(0, y.ld, V):
                 a, c = at_y + t * y.ld + v, y.start + v
                 if m == 2:
-                    _points_to_y_2(s, a, _step_of(y.ld), s, c, at, height, width,
+                    _y_transform_2(s, a, _step_of(y.ld), s, c, at, height, width,
                                    packed, bias + v, low)
                 else:
-                    _points_to_y_4(s, a, _step_of(y.ld), s, c, at, height, width,
+                    _y_transform_4(s, a, _step_of(y.ld), s, c, at, height, width,
                                    packed, bias + v, low)
 
 
@@ -326,7 +326,7 @@ def input_gradient(s, dy, dx, m, last, across, tiles, line, F, packed, weights, 
     at = np.empty(2 * N, np.int64)
     for t0 in range(0, last, TILES):
         n = min(TILES, last - t0)
-        dy_points(s, dy, m, across, t0, n, at, at_dy)
+        transform_dy(s, dy, m, across, t0, n, at, at_dy)
         products(s, at_dy, dy.ld, n, tiles, line, F, packed, weights, at_dx, dx.ld)
         for t in range(n):
             row, column = m * ((t0 + t) // across), m * ((t0 + t) % across)
@@ -335,7 +335,7 @@ def input_gradient(s, dy, dx, m, last, across, tiles, line, F, packed, weights, 
                 at[i] = (row + i) * dx.step
                 at[N + i] = (column + i) * dx.ld
             for v in range(0, dx.ld, V):
-                _points_to_dx(s, at_dx + t * dx.ld + v, _step_of(dx.ld), s, dx.start + v, at,
+                _dx_transform(s, at_dx + t * dx.ld + v, _step_of(dx.ld), s, dx.start + v, at,
                               height, width, packed, 0, s.dtype.type(0.0))
 
 
@@ -345,8 +345,8 @@ def weight_gradient(s, x, dy, m, last, across, tiles, line, C, at_x, at_dy, grad
     at = np.empty(2 * N, np.int64)
     for t0 in range(0, last, TILES):
         n = min(TILES, last - t0)
-        x_points(s, x, m, 0, across, t0, n, at, at_x)
-        dy_points(s, dy, m, across, t0, n, at, at_dy)
+        transform_x(s, x, m, 0, across, t0, n, at, at_x)
+        transform_dy(s, dy, m, across, t0, n, at, at_dy)
         for p in range(N * N):
             c = dw + p * (C + SLACK) * dy.ld
             product(s[at_x + p * _step_of(x.ld):], line, C, tiles, 0, n,
@@ -405,8 +405,8 @@ def make_line_transform(matrix: Any) -> Any:
     return transform
 
 
-g_to_points_3, _g_to_points_5 = make_line_transform(G_3), make_line_transform(G_5)
-points_to_g_3, _points_to_g_5 = make_line_transform(G_3.T), make_line_transform(G_5.T)
+g_transform_3, _g_transform_5 = make_line_transform(G_3), make_line_transform(G_5)
+dg_transform_3, _dg_transform_5 = make_line_transform(G_3.T), make_line_transform(G_5.T)
 
 
 @inner
@@ -429,15 +429,15 @@ def transform_weights(w, f_first, packed, at, ld):
                 for j in range(columns):
                     x[(u * K + v) * n + j] = w[r, j, u, v] if f_first else w[j, r, u, v]
         if K == 5:
-            _g_to_points_5(x, 0, K * n, x, half, K * n, K * n)
+            _g_transform_5(x, 0, K * n, x, half, K * n, K * n)
         else:
-            g_to_points_3(x, 0, K * n, x, half, K * n, K * n)
+            g_transform_3(x, 0, K * n, x, half, K * n, K * n)
         for p in range(N):
             start, to = half + p * K * n, at + p * N * step + r * ld
             if K == 5:
-                _g_to_points_5(x, start, n, packed, to, step, n)
+                _g_transform_5(x, start, n, packed, to, step, n)
             else:
-                g_to_points_3(x, start, n, packed, to, step, n)
+                g_transform_3(x, start, n, packed, to, step, n)
 
 
 @once
@@ -451,14 +451,14 @@ def transform_gradient(grads, at, ld, dw):
         for q in range(N):
             start = at + q * step + c * ld
             if K == 5:
-                _points_to_g_5(grads, start, N * step, x, q * n, N * n, n)
+                _dg_transform_5(grads, start, N * step, x, q * n, N * n, n)
             else:
-                points_to_g_3(grads, start, N * step, x, q * n, N * n, n)
+                dg_transform_3(grads, start, N * step, x, q * n, N * n, n)
         for u in range(K):
             if K == 5:
-                _points_to_g_5(x, u * N * n, n, x, y + u * K * n, n, n)
+                _dg_transform_5(x, u * N * n, n, x, y + u * K * n, n, n)
             else:
-                points_to_g_3(x, u * N * n, n, x, y + u * K * n, n, n)
+                dg_transform_3(x, u * N * n, n, x, y + u * K * n, n, n)
         for f in range(F):
             for u in range(K):
                 for v in range(K):

@@ -36,7 +36,7 @@ from numba.extending import intrinsic
 from ..jit import SIMD, inner, once
 from ..simd import Emit, lanes
 from .tile import SLACK, product
-from .winograd import A_3, SIGNS, B, N, combine, g_to_points_3, points_to_g_3, whole
+from .winograd import A_3, SIGNS, B, N, combine, dg_transform_3, g_transform_3, whole
 
 M = 4  # rows of y in a group
 # Pixels of y whose points are in the cache at a time: whole tiles, whether of 6 or 8.
@@ -96,9 +96,9 @@ def _make_transform(first: Any, second: Any, finish: bool) -> Any:
     return transform
 
 
-_x_to_points = _make_transform(B, SIGNS, False)
-_dy_to_points = _make_transform(A_3, SIGNS, False)
-_points_to_y = _make_transform(SIGNS, A_3.T, True)
+_x_transform = _make_transform(B, SIGNS, False)
+_dy_transform = _make_transform(A_3, SIGNS, False)
+_y_transform = _make_transform(SIGNS, A_3.T, True)
 
 
 def sizes(groups: int, A: int, width: int, ldy: int) -> tuple[int, int]:
@@ -120,7 +120,7 @@ _x_step, _y_step = inner(x_step), inner(y_step)
 
 
 @inner
-def x_points(s, x, top, first, groups, A, width, at, points):
+def transform_x(s, x, top, first, groups, A, width, at, at_x):
     """Transform x for groups of rows of y, from group ``first`` on, to [point][a][group][width].
 
     Row 0 of y is made from the rows of x from ``-top`` on.
@@ -132,9 +132,9 @@ def x_points(s, x, top, first, groups, A, width, at, points):
             row = M * (first + i) + 3 * a - top
             for k in range(N):
                 at[k] = x.start + min(max(row + k, 0), x.rows - 1) % x.ring * x.step
-                at[N + k] = points + k * step + (a * groups + i) * width
+                at[N + k] = at_x + k * step + (a * groups + i) * width
             # What goes beyond the row is overwritten by the next one.
-            _x_to_points(s, at, 0, M, (width + V - 1) // V, V, s, 0, s.dtype.type(0.0))
+            _x_transform(s, at, 0, M, (width + V - 1) // V, V, s, 0, s.dtype.type(0.0))
 
 
 @inner
@@ -147,7 +147,7 @@ def convolve(s, x, y, top, first, groups, A, width, pixels, taps, K, packed, wei
     """
     V = lanes(s.itemsize)
     at = np.empty(2 * N, np.int64)
-    x_points(s, x, top, first, groups, A, width, at, at_x)
+    transform_x(s, x, top, first, groups, A, width, at, at_x)
     step_x, step_y = _x_step(groups, A, width), _y_step(y.ld)
     for start in range(0, groups * y.columns, BLOCK):
         end = min(start + BLOCK, groups * y.columns)
@@ -165,7 +165,7 @@ def convolve(s, x, y, top, first, groups, A, width, pixels, taps, K, packed, wei
             for r in range(M):
                 at[N + r] = y.start + (row + r) % y.ring * y.step + j * y.ld
             for v in range(0, y.ld, V):
-                _points_to_y(s, at, v, y.rows - row, n, y.ld, packed, bias + v, low)
+                _y_transform(s, at, v, y.rows - row, n, y.ld, packed, bias + v, low)
             m += n
 
 
@@ -174,7 +174,7 @@ def weight_gradient(s, x, dy, groups, A, width, pixels, taps, K, at_x, at_dy, gr
     """Add to the gradient at every point, [point][tap][f]; the rest as for :func:`convolve`."""
     V = lanes(s.itemsize)
     at = np.empty(2 * N, np.int64)
-    x_points(s, x, 0, 0, groups, A, width, at, at_x)
+    transform_x(s, x, 0, 0, groups, A, width, at, at_x)
     step_x, step_y = _x_step(groups, A, width), _y_step(dy.ld)
     for start in range(0, groups * dy.columns, BLOCK):
         end = min(start + BLOCK, groups * dy.columns)
@@ -186,7 +186,7 @@ def weight_gradient(s, x, dy, groups, A, width, pixels, taps, K, at_x, at_dy, gr
                 at[r] = dy.start + min(row + r, dy.rows - 1) * dy.step + j * dy.ld
             for p in range(N):
                 at[M + p] = at_dy + p * step_y + (m - start) * dy.ld
-            _dy_to_points(s, at, 0, dy.rows - row, n * dy.ld // V, V, s, 0, s.dtype.type(0.0))
+            _dy_transform(s, at, 0, dy.rows - row, n * dy.ld // V, V, s, 0, s.dtype.type(0.0))
             m += n
         for p in range(N):
             c = dw + p * (K + SLACK) * dy.ld
@@ -207,7 +207,7 @@ def transform_weights(w, packed, at, ld):
                 for b in range(3):
                     for f in range(F):
                         x[b * n + f] = w[f, c, 3 * a + b, v]
-                g_to_points_3(x, 0, n, packed, at + ((a * KW + v) * C + c) * ld, step, n)
+                g_transform_3(x, 0, n, packed, at + ((a * KW + v) * C + c) * ld, step, n)
 
 
 @once
@@ -219,7 +219,7 @@ def transform_gradient(grads, at, ld, dw):
     for c in range(C):
         for a in range(KH // 3):
             for v in range(KW):
-                points_to_g_3(grads, at + ((a * KW + v) * C + c) * ld, step, x, 0, n, n)
+                dg_transform_3(grads, at + ((a * KW + v) * C + c) * ld, step, x, 0, n, n)
                 for f in range(F):
                     for b in range(3):
                         dw[f, c, 3 * a + b, v] = x[b * n + f]
