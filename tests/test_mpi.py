@@ -8,15 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.scaling import find_mpiexec, mpi_environment
+from minisrcnn import MinisrcnnError
 from minisrcnn.checkpoint import load_state
+from minisrcnn.commands.data import FACTORS
 from minisrcnn.engine.backends import unavailable_reason
 from minisrcnn.imaging.files import write_image
+from minisrcnn.imaging.packed import find_sources, pack
+from minisrcnn.training import loop
+from minisrcnn.training import ranks as ranks_of_mpi
+from minisrcnn.training.loop import train
+from minisrcnn.training.ranks import MPIRanks, Ranks, find_ranks
+from minisrcnn.training.settings import TrainSettings
 
 pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI: pip install '.[mpi]'")
 
@@ -33,7 +42,7 @@ TRAIN = ["train", "--data", "pictures", "--backend", "numba", "--arch", "5-1-3",
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with pictures and a training of one process: run1."""
+    """A folder with pictures, a packed set of them, and a training of one process: run1."""
     here = tmp_path_factory.mktemp("mpi")
     rng = np.random.default_rng(0)
     for name, count in (("T91", 3), ("Set5", 3)):
@@ -41,6 +50,7 @@ def place(tmp_path_factory):
         for i in range(count):
             image = rng.integers(0, 256, (110, 120)).astype(np.uint8)
             write_image(here / "pictures" / name / f"{i}.png", image)
+    pack(find_sources([here / "pictures/T91"]), here / "T91.luma", FACTORS)
     done = ranks(here, 1, *TRAIN, "--out", "run1")
     assert done.returncode == 0, done.stderr
     return here
@@ -65,6 +75,7 @@ def log(out):
     for line in lines:
         line.pop("seconds", None)
         line.pop("ranks", None)
+        line.get("settings", {}).pop("data", None)  # a folder, or a packed set of it
     return lines
 
 
@@ -77,10 +88,13 @@ def assert_same(out, whole):
     assert log(out) == log(whole)
 
 
-@pytest.mark.parametrize("count, threads", [
-    (2, "1"), pytest.param(3, "2", marks=pytest.mark.slow)])
-def test_the_bits_of_one_process(place, count, threads):
-    done = ranks(place, count, *TRAIN, "--threads", threads, "--out", f"run{count}")
+@pytest.mark.parametrize("count, more", [
+    (2, ["--threads", "1", "--data", "T91.luma", "--memory", "1MB"]),
+    pytest.param(3, ["--threads", "2"], marks=pytest.mark.slow)])
+def test_the_bits_of_one_process(place, count, more, monkeypatch):
+    """On the folder of pictures or on a packed set."""
+    monkeypatch.setenv("MINISRCNN_DATA", str(place / "pictures"))  # a set has no Set5 beside it
+    done = ranks(place, count, *TRAIN, *more, "--out", f"run{count}")
     assert done.returncode == 0, done.stderr
     assert_same(place / f"run{count}", place / "run1")
     assert done.stdout.count("model.safetensors") == 1  # the first rank speaks for all
@@ -234,6 +248,56 @@ def test_a_wrong_request_is_one_line(place, args, says):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("name, says", [
+    ("seed", "seed is 5 on rank 1, want 4 as on rank 0"),
+    ("resume", "resume is 5 on rank 1, want False as"),
+    ("the pictures' checksum", "the pictures' checksum is 5 on rank 1, want "),
+])
+def test_ranks_of_two_trainings_are_refused(place, monkeypatch, name, says):
+    class Other(Ranks):
+        size = 2
+
+        def collect(self, value):
+            return [value, {**value, **({name: 5} if name in value else {})}]
+
+    monkeypatch.setattr(loop, "find_ranks", Other)
+    with pytest.raises(MinisrcnnError, match=says):
+        train(TrainSettings(data=str(place / "pictures"), backend="numba", scale=2, seed=4,
+                            out=place / "other"), lambda text: None)
+    assert not (place / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_processes_that_mpi_did_not_find_are_refused(monkeypatch, name):
+    """As of another MPI's mpiexec, or srun without --mpi: each would train for itself."""
+    for other in ("PMI_RANK", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(other, raising=False)
+
+    class Alone(Ranks):
+        library = "MPICH"
+
+    monkeypatch.setattr(ranks_of_mpi, "MPIRanks", Alone)
+    monkeypatch.setenv(name, "1")
+    assert find_ranks().size == 1
+    monkeypatch.setenv(name, "4")
+    with pytest.raises(MinisrcnnError, match=f"{name} is 4, but MPICH.* has found 1 process: want"):
+        find_ranks()
+
+
+def test_a_rank_without_memory_is_a_line(monkeypatch, capfd):
+    calls = []
+    rank = object.__new__(MPIRanks)
+    rank.rank, rank.size = 1, 2
+    rank._world = SimpleNamespace(Abort=calls.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks_of_mpi.os, "_exit", calls.append)
+        with rank.guarded():
+            raise MemoryError
+    assert calls == [1, 1]
+    assert capfd.readouterr().err == ("minisrcnn: rank 1 of 2 has not enough memory; the last "
+                                      "checkpoint, if there is one, is kept\n")
+
+
 def begun(place, out, *more):
     child = subprocess.Popen(
         command(2, *TRAIN, "--epochs", "100000", "--out", out, *more), stderr=subprocess.PIPE,
@@ -266,9 +330,10 @@ FAILING = """
 import sys
 from minisrcnn.training import steppers
 from minisrcnn.training.ranks import find_ranks
-true = steppers.HostStepper.step
+true, steps = steppers.HostStepper.step, []
 def step(self):
-    if self.ranks.rank == 1 and self.at > 0:
+    steps.append(self)
+    if self.ranks.rank == 1 and len(steps) == 2:
         raise ArithmeticError("a fault of one rank")
     true(self)
 steppers.HostStepper.step = step

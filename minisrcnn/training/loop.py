@@ -39,6 +39,9 @@ from .steppers import Stepper, new_stepper
 # The learning rate moves, and a device's loss is read, once in so many steps.
 _STRIDE = 50
 
+# Settings that each rank may have of its own; where the pictures are, for one.
+_OF_A_RANK = ("data", "out", "threads", "max_minutes", "checkpoint_seconds", "memory")
+
 
 def train(settings: TrainSettings, say: Say | None = None) -> TrainResult:
     """Train a network; leave weights, log, pictures and report in the run's folder.
@@ -63,19 +66,24 @@ def train(settings: TrainSettings, say: Say | None = None) -> TrainResult:
     ranks = find_ranks()
     say = (say or say_to_stderr) if ranks.rank == 0 else _say_nothing
     with ranks.guarded(), contextlib.ExitStack() as stack:
+        _check_same(ranks, {name: value for name, value in asdict(settings).items()
+                            if name not in _OF_A_RANK})
         files = RunFiles(run_folder(settings), ranks)
         begun = None
         if settings.resume:
             files.check_begun()
             stack.enter_context(files.locked(say))
             begun = files.load(say)
-            plan = resumed_plan(settings, begun.plan)
+            kept = begun.plan
+            plan = ranks.run_everywhere(lambda: resumed_plan(settings, kept))
         else:
             files.check_free()
-            plan = new_plan(settings)
-        plan, data, validation, net, stepper = ranks.run_everywhere(
+            plan = ranks.run_everywhere(lambda: new_plan(settings))
+        plan, data, validation, net = ranks.run_everywhere(
             lambda: _prepare(settings, plan, ranks, say))
         stack.callback(data.close)
+        _check_same(ranks, {"backend": plan.backend, "the pictures' checksum": data.checksum})
+        stepper = new_stepper(net, data, plan.recipe, ranks, say)
         if begun is None:
             files.make()
             stack.enter_context(files.locked(say))
@@ -87,6 +95,16 @@ def train(settings: TrainSettings, say: Say | None = None) -> TrainResult:
                 return run.train(interrupted)
             except KeyboardInterrupt:
                 raise run.broken_off() from None
+
+
+def _check_same(ranks: Ranks, values: dict[str, Any]) -> None:
+    """Refuse ranks whose values differ: the gradients of two trainings would be mixed."""
+    first, *others = ranks.collect(values)
+    for rank, other in enumerate(others, 1):
+        for name in first:
+            if other[name] != first[name]:
+                raise MinisrcnnError(f"{name} is {other[name]} on rank {rank}, want "
+                                     f"{first[name]} as on rank 0: ranks train one network")
 
 
 def _say_nothing(text: str) -> None:
@@ -101,7 +119,7 @@ def _no_display() -> Iterator[Callable[[], None]]:
 
 def _prepare(
     settings: TrainSettings, plan: Plan, ranks: Ranks, say: Say
-) -> tuple[Plan, Data, Validation, SRCNN, Stepper]:
+) -> tuple[Plan, Data, Validation, SRCNN]:
     """Load everything that a plan needs; return the plan as it can be carried out."""
     backend = choose_backend(plan.backend)
     if settings.threads is not None:
@@ -113,8 +131,7 @@ def _prepare(
     asked, plan = plan.backend, replace(plan, backend=backend.NAME)
     data, validation, plan = load_data(plan, say, settings.memory)
     announce_backend(backend, asked, say, ("train", "predict"))
-    net = new_network(plan, backend)
-    return plan, data, validation, net, new_stepper(net, data, plan.recipe, ranks, say)
+    return plan, data, validation, new_network(plan, backend)
 
 
 class _Run:

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -26,6 +27,12 @@ T = TypeVar("T")
 # What mpiexec and srun set: of MPICH and Intel MPI, Open MPI, PMIx.
 _STARTED_BY_MPI = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 
+# Of how many processes each is one; srun says it, even where it has not started them for MPI.
+_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
+# Before an abort: MPICH's mpiexec drops what a rank has printed and it has not passed on by then.
+_SECONDS_TO_PASS_ON = 0.5
+
 
 class Ranks:
     """One process alone; :class:`MPIRanks` are several.
@@ -36,10 +43,13 @@ class Ranks:
         Of this process, from 0, and how many there are.
     local_rank, local_size : int
         The same among those on this machine.
+    library : str
+        Whose MPI it is.
     """
 
     rank = local_rank = 0
     size = local_size = 1
+    library = ""
 
     def run_on_first(self, function: Callable[[], T]) -> T:
         """Return what a function returns on rank 0, or raise its MinisrcnnError, everywhere."""
@@ -101,6 +111,7 @@ class MPIRanks(Ranks):
                                  f"library: pip install '.[mpi]' ({reason(error)})") from None
         self._mpi, self._world = MPI, MPI.COMM_WORLD
         self.rank, self.size = self._world.rank, self._world.size
+        self.library = MPI.get_vendor()[0]
         here = self._world.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = here.rank, here.size
 
@@ -195,15 +206,20 @@ class MPIRanks(Ranks):
         except MinisrcnnError:  # raised on every rank alike
             raise
         except BaseException as error:
-            at_once = isinstance(error, KeyboardInterrupt)
-            if not at_once:
+            code = 130 if isinstance(error, KeyboardInterrupt) else 1
+            if code == 130:
+                what = "was interrupted at once"
+            elif isinstance(error, MemoryError):
+                what = "has not enough memory"
+            else:  # a fault of ours
                 traceback.print_exc(file=sys.__stderr__)
-            what = "was interrupted at once" if at_once else f"failed ({type(error).__name__})"
+                what = f"failed ({type(error).__name__})"
             print(f"minisrcnn: rank {self.rank} of {self.size} {what}; the last checkpoint, if "
                   "there is one, is kept",
                   file=sys.__stderr__, flush=True)
-            self._world.Abort(130 if at_once else 1)
-            raise
+            time.sleep(_SECONDS_TO_PASS_ON)
+            self._world.Abort(code)
+            os._exit(code)  # where Abort returns, before this process is killed
 
 
 def find_ranks() -> Ranks:
@@ -212,9 +228,17 @@ def find_ranks() -> Ranks:
     Raises
     ------
     MinisrcnnError
-        If it was started by ``mpiexec`` and mpi4py or its library is missing.
+        If it was started by ``mpiexec`` and mpi4py or its library is missing, or is not the one
+        that this ``mpiexec`` or ``srun`` starts: then each process would train for itself.
     """
-    if not any(name in os.environ for name in _STARTED_BY_MPI):
+    sizes = {name: os.environ[name] for name in _SIZES if os.environ.get(name, "1") != "1"}
+    if not sizes and not any(name in os.environ for name in _STARTED_BY_MPI):
         return Ranks()
     ranks = MPIRanks()
-    return ranks if ranks.size > 1 else Ranks()
+    if ranks.size > 1:
+        return ranks
+    for name, size in sizes.items():
+        raise MinisrcnnError(
+            f"{name} is {size}, but {ranks.library}, the MPI of mpi4py, has found 1 process: want "
+            "that library's mpiexec, or srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI)")
+    return Ranks()

@@ -306,8 +306,9 @@ def new_stepper(
                                  f"{ranks.size} ranks of MPI on GPUs")
         gather = choose_gather(net.backend, ranks, say)
     pixels = net.channels * int(data.index.shapes.prod(axis=1).sum())
-    if pixels <= _MOST_ON_DEVICE:
-        return DeviceStepper(net, data, recipe, ranks, gather)
-    say(f"The pictures have {pixels / 1e6:,.0f} million pixels, and up to "
-        f"{_MOST_ON_DEVICE / 1e6:,.0f} million stay on the device: it is sent the batches.")
-    return SentStepper(net, data, recipe, ranks, gather)
+    kind = DeviceStepper if pixels <= _MOST_ON_DEVICE else SentStepper
+    if kind is SentStepper:
+        say(f"The pictures have {pixels / 1e6:,.0f} million pixels, and up to "
+            f"{_MOST_ON_DEVICE / 1e6:,.0f} million stay on the device: it is sent the batches.")
+    # One device may have too little memory; all else above is the same on all ranks.
+    return ranks.run_everywhere(lambda: kind(net, data, recipe, ranks, gather))
