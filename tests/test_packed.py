@@ -651,7 +651,8 @@ def test_a_set_of_other_pictures_is_not_gone_on_with(pictures):
     ({"recipe": "fast"}, "set.luma: has no copies at 0.8, 0.7 of the pictures' size, which recipe"),
     ({"scale": 16, "recipe": "adam"}, "recipe"),
     ({"data": "photos/0.png"}, "photos/0.png: not a packed set"),
-    ({"data": "nowhere.luma"}, "nowhere.luma: neither a folder nor"),
+    ({"data": "nowhere.luma"}, "nowhere.luma: neither a folder nor a packed set nor T91"),
+    ({"data": "."}, r"\.: a folder without pictures; there are some in folders below it"),
 ])
 def test_what_a_set_cannot_do_is_one_line(pictures, changes, says, monkeypatch):
     path = packed(pictures)
@@ -795,6 +796,8 @@ def test_pack_and_verify_as_commands(pictures, capsys):
     code, out, err = run(capsys, "data", "verify", "few.luma")
     assert (code, out) == (1, "")
     assert err == "minisrcnn: few.luma: photos/1.png is not as it was packed\n"
+    assert run(capsys, "data", "verify", "nowhere.luma") == (
+        2, "", "minisrcnn: nowhere.luma: neither a packed set nor one of T91, Set5, Set14\n")
     code, out, err = run(capsys, "data", "pack", "photos", "-o", "few.luma")
     assert code == 2 and err.startswith("minisrcnn: few.luma: is there already")
 

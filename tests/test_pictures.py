@@ -287,6 +287,8 @@ def test_shards_are_disjoint_and_whole(tmp_path):
     for bad in ("3/3", "a/2", "1", "-1/2", "0/0"):
         with pytest.raises(MinisrcnnError, match="want I/N"):
             shard_of(bad)
+    with pytest.raises(MinisrcnnError, match="PMI_RANK/PMI_SIZE is 'x/2', want I/N"):
+        shard_of(None, {"PMI_RANK": "x", "PMI_SIZE": "2"})
 
 
 def test_one_picture_is_the_first_shards_alone(tmp_path):

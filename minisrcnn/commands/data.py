@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import MinisrcnnError
 from ..training.recipes import RECIPES
 from .terminal import (
     Command,
@@ -55,7 +56,7 @@ def data_verify(
 ) -> None:
     """Check the files on disk, or packed sets, by SHA-256; exit code 1 if one has changed."""
     from ..imaging import packed
-    from ..imaging.datasets import NAMES, verify
+    from ..imaging.datasets import NAMES, dataset_name, verify
 
     bad = 0
     for name in names or NAMES:
@@ -68,6 +69,8 @@ def data_verify(
             if not damaged:
                 print_line(f"{name}: every picture is as it was packed")
             continue
+        if dataset_name(name) is None:
+            raise MinisrcnnError(f"{name}: neither a packed set nor one of {', '.join(NAMES)}")
         files = verify(name)
         wrong = [file for file in files if file.status != "ok"]
         bad += len(wrong)

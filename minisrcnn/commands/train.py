@@ -61,14 +61,14 @@ def train_command(
     from ..training.settings import TrainSettings
     from ..training.state import TrainingFailedError, TrainingStoppedError, summary
 
+    if find_ranks().rank > 0:  # the first rank speaks for all
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     with user_values():
         budget = check_bytes("--memory", memory, 10**6)
     settings = TrainSettings(
         data=data, scale=scale, arch=arch, recipe=recipe, degradation=degradation,
         epochs=epochs, batch_size=batch_size, rgb=rgb or None, backend=backend, seed=seed,
         out=out, resume=resume, threads=threads, max_minutes=max_minutes, memory=budget)
-    if find_ranks().rank > 0:  # the first rank speaks for all
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         print(summary(train(settings)))
     except (TrainingFailedError, TrainingStoppedError) as error:

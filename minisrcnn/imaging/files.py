@@ -298,7 +298,9 @@ def _expand(item: str, recursive: bool, others: list[Path] | None) -> list[Path]
             if others is not None:
                 others += [p for p in files if not is_image(p)]
             if not images:
-                raise MinisrcnnError(f"{item}: a folder without pictures")
+                below = not recursive and any(map(is_image, _files(path, True)))
+                raise MinisrcnnError(f"{item}: a folder without pictures"
+                                     f"{'; there are some in folders below it' * below}")
             return images
         if path.exists():
             return [path]

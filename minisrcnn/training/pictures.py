@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from ..errors import MinisrcnnError
 from ..evaluate import PUBLISHED, TOLERANCE, Published
-from ..imaging.datasets import Dataset, fallback_photographs, load_dataset, load_datasets
+from ..imaging.datasets import (
+    Dataset,
+    dataset_name,
+    fallback_photographs,
+    load_dataset,
+    load_datasets,
+)
 from ..imaging.files import read_image
 from ..imaging.metrics import psnr
 from ..imaging.packed import PackedSet
@@ -338,6 +344,8 @@ def _sets(plan: Plan, say: Say) -> tuple[Dataset | PackedSet, Dataset]:
     if plan.data is not None and Path(plan.data).expanduser().is_file():
         train_set = PackedSet(Path(plan.data).expanduser())
     elif plan.data is not None:
+        if not Path(plan.data).expanduser().is_dir() and dataset_name(plan.data) is None:
+            raise MinisrcnnError(f"{plan.data}: neither a folder nor a packed set nor T91")
         (train_set,) = load_datasets([plan.data], ("T91",))
         folder = plan.data if Path(plan.data, "Set5").is_dir() else None
     else:

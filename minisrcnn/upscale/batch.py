@@ -397,18 +397,19 @@ def shard_of(text: str | None, environment: Mapping[str, str] = os.environ) -> t
     MinisrcnnError
         If the text is of another form or range.
     """
+    name = "--shard"
     if text is None:
         for rank, size in (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
                            ("PMI_RANK", "PMI_SIZE"),
                            ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
             if rank in environment and size in environment:
-                text = f"{environment[rank]}/{environment[size]}"
+                name, text = f"{rank}/{size}", f"{environment[rank]}/{environment[size]}"
                 break
         else:
             return 0, 1
     first, _, second = text.partition("/")
     if not (first.isdecimal() and second.isdecimal()) or int(first) >= int(second):
-        raise MinisrcnnError(f"--shard is {text!r}, want I/N with I from 0 to N - 1, such as 0/4")
+        raise MinisrcnnError(f"{name} is {text!r}, want I/N with I from 0 to N - 1, such as 0/4")
     return int(first), int(second)
 
 
