@@ -155,7 +155,7 @@ def load_state(
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
+            metadata = dict(sorted((file.metadata() or {}).items()))  # any order, each time
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError,
             MemoryError) as error:
         raise MinisrcnnError(

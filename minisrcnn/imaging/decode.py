@@ -496,7 +496,7 @@ def _deep_png(picture: Picture, file: Any, raw: str) -> Pixels:
     out = np.empty((H, W, channels), np.uint16)
     if channels == 2:  # four bytes a pixel, as many as RGBA has
         file._mode = "RGBA"
-        file.tile = [file.tile[0]._replace(args="RGBA")]
+        file.tile = [(*file.tile[0][:3], "RGBA")]
         file.load()
         _check_rows(picture, file)
         for y, strip in _crops(file):
@@ -509,11 +509,12 @@ def _deep_png(picture: Picture, file: Any, raw: str) -> Pixels:
     for y, strip in _crops(file):
         band = np.asarray(strip)
         np.left_shift(band, 8, out=out[y : y + len(band)], dtype=np.uint16)
-    file.close()
+    file.im = None  # not needed any more; close() would fail the second time before Pillow 11.2
     source = picture._source
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     with Image.open(stream, formats=["PNG"]) as low:
-        low.tile = [low.tile[0]._replace(args=raw[:-1] + "L")]
+        tile: Any = (*low.tile[0][:3], raw[:-1] + "L")  # plain tuples before Pillow 11
+        low.tile = [tile]
         low.load()
         for y, strip in _crops(low):
             band = np.asarray(strip)
