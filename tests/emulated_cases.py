@@ -92,12 +92,14 @@ def chain(dtype, arch, filters, channels):
     )
     images = [rng.random((channels, size + 4, size + 3)) for _ in range(2)]
     table = np.array([(0, 0, 0), (1, 4, 3), (0, 2, 1), (1, 3, 0)])
-    for optimizer in ("sgd", "adam", "muon"):
+    alone = {"gather": lambda rows, stream: None}  # one device of those that share a batch
+    for optimizer, batch, sharing in (("sgd", 2, {}), ("adam", 2, {}), ("muon", 8, alone)):
         trainer = device.DeviceTrainer(
-            net.parameters, images, images, table, batch_size=2, patch_size=size, lr=1e-3,
-            optimizer=optimizer, momentum=0.9 if optimizer == "sgd" else None,
+            net.parameters, images, images, np.tile(table, (batch // 2, 1)), batch_size=batch,
+            patch_size=size, lr=1e-3, optimizer=optimizer,
+            momentum=0.9 if optimizer == "sgd" else None, **sharing,
         )
-        trainer.load_order(np.array([2, 0, 3, 1]), np.array([0, 3, 5, 6]))
+        trainer.load_order(np.tile([2, 0, 3, 1], batch // 2), np.tile([0, 3, 5, 6], batch // 2))
         for _ in range(3):
             trainer.step()
         yield f"{optimizer} loss", device.asarray(np.array(trainer.read_loss()), "float64")

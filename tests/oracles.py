@@ -7,6 +7,8 @@ PyTorch's autograd.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
@@ -68,6 +70,16 @@ def conv2d_backward_weight(x, dy):
 def all_three(x, w, b, dy):
     """y, dx and dw."""
     return conv2d_forward(x, w, b), conv2d_backward_input(dy, w), conv2d_backward_weight(x, dy)
+
+
+@functools.cache
+def drawn(shape, dtype):
+    """The arrays of :func:`draw`, and of :func:`all_three` for them; nobody may write to either."""
+    arrays = draw(shape, dtype)
+    wanted = all_three(*arrays)
+    for a in (*arrays, *wanted):
+        a.flags.writeable = False
+    return arrays, wanted
 
 
 def windows_forward(x, w, b):

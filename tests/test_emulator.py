@@ -205,7 +205,8 @@ def test_ucontext_and_debug_builds_do_the_same():
     x = np.random.default_rng(0).normal(size=64).astype("f4")
     v = x[::-1]
     want = v + v.reshape(-1, 2)[:, ::-1].ravel() / np.float32(3)
-    for changes in ({}, {"portable": True}, {"debug": True}, {"portable": True, "order": 3}):
+    for changes in ({"debug": False}, {"debug": True}, {"portable": True},
+                    {"portable": True, "order": 3}):
         y = xp.asarray(x)
         with configure(**changes):
             k((1,), (64,), (y,))
@@ -265,9 +266,10 @@ def test_what_is_compiled_is_found_again_and_anything_else_is_not(monkeypatch, t
     stamp = first.stat().st_mtime_ns
     assert build.compile_library(code, ("-DVALUE=1",)) == first
     assert first.stat().st_mtime_ns == stamp
+    other = build.Settings(debug=not build.settings().debug)
     others = [build.compile_library(code, ("-DVALUE=2",)),
               build.compile_library(code + " ", ("-DVALUE=1",)),
-              build.compile_library(code, ("-DVALUE=1",), wanted=build.Settings(debug=True))]
+              build.compile_library(code, ("-DVALUE=1",), wanted=other)]
     assert len({first, *others}) == 4
     assert not list(first.parent.glob("building-*"))
 

@@ -151,7 +151,8 @@ def test_address_and_undefined_sanitizers_stop_bad_accesses(name):
 
 
 @pytest.mark.parametrize(
-    ("sanitizer", "names"), [("thread", RACES), ("address,undefined", tuple(OUTSIDE))]
+    ("sanitizer", "names"), [("thread", RACES), pytest.param(
+        "address,undefined", tuple(OUTSIDE), marks=pytest.mark.slow)]  # as the real kernels show
 )
 def test_sanitizers_are_silent_about_the_fixed_kernels(sanitizer, names):
     done = watched(sanitizer, "--fixed", *names)

@@ -105,9 +105,9 @@ def test_projection_catches_the_mutants_of_relu_and_mse(mutant):
     assert (mutant.says or "") in (caught.value.report.mistake or "")
 
 
-@pytest.mark.parametrize("mutant",
-    [m for m in MUTANTS if m.inputs is CONV and m.says and "0.05" not in m.name],
-                         ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", [
+    pytest.param(m, id=m.name, marks=[pytest.mark.slow] if i % 2 else []) for i, m in enumerate(
+        m for m in MUTANTS if m.inputs is CONV and m.says and "0.05" not in m.name)])
 def test_float32_catches_and_names_them_too(mutant):
     fresh = mutant.backward() if isinstance(mutant.backward, type) else mutant.backward
     with pytest.raises(GradientCheckError) as caught:

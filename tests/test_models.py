@@ -12,6 +12,7 @@ import pytest
 
 from minisrcnn import SRCNN, MinisrcnnError
 from minisrcnn.checkpoint import load_model, resolve_model
+from minisrcnn.engine.backends import unavailable_reason
 from minisrcnn.evaluate import evaluate
 from minisrcnn.imaging.datasets import load_dataset
 from minisrcnn.models import FOLDER, default_model, find_model, models_for, shipped_models
@@ -40,7 +41,8 @@ def test_every_file_of_the_folder_is_in_the_registry():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_score_on_set5_is_the_cards(model, data_root):
-    net = SRCNN.from_file(load_model(model.path), backend="numpy")
+    quick = "numpy" if unavailable_reason("numba") else "numba"
+    net = SRCNN.from_file(load_model(model.path), backend=quick)
     result = evaluate(load_dataset("Set5", data_dir=data_root), model.scale, net)
     score = result.mean.model
     assert (score.psnr if model.channels == 1 else score.rgb) == pytest.approx(
@@ -109,7 +111,7 @@ def test_upscale_with_no_model_named_takes_the_packages(tmp_path):
 
     picture = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype("uint8")
     write_image(tmp_path / "a.png", picture)
-    for scale in (2, 3, 4):
+    for scale in (2, 4):
         done = command("upscale", "a.png", "-o", f"x{scale}.png", "--scale", str(scale),
                        "--backend", "numpy", cwd=tmp_path)
         assert done.returncode == 0, done.stderr

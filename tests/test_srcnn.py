@@ -56,9 +56,11 @@ def test_33_in_21_out(backend):
 
 
 @pytest.mark.parametrize(("arch", "filters", "channels"), [
-    ("5-1-3", (5, 3), 1), ("3-2-3", (4, 3), 3), ("3-1-1-2", (6, 3, 2), 1), ("3", (), 2),
+    ("3-2-3", (4, 3), 3), ("5-1-3", (5, 3), 1), ("3-1-1-2", (6, 3, 2), 1), ("3", (), 2),
 ])
 def test_loss_and_gradients_are_pytorchs(backend, arch, filters, channels):
+    if backend.NAME == "cupy-emulated" and channels == 1:
+        pytest.skip("each net is seconds of compiling; test_cupy_backend.py has others")
     net = SRCNN(arch, filters, channels, backend=backend, dtype="float64", init="he", seed=3)
     rng = np.random.default_rng(0)
     for name, value in net.parameters.items():  # zero biases would hide a mistake with them

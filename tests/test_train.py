@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -493,13 +494,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(pictures):
         stderr=subprocess.PIPE, text=True)
     watchdog = threading.Timer(600, child.kill)
     watchdog.start()
-    assert child.stderr is not None
-    for line in child.stderr:
-        if line.startswith("epoch"):
-            child.send_signal(signal.SIGINT)
-            break
-    rest = child.stderr.read()
-    assert child.wait() == 130
+    log = Path("run/log.jsonl")
+    while not log.exists() or log.read_text().count("\n") < 2:  # the start, and an epoch
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, rest = child.communicate()
+    assert child.returncode == 130
     watchdog.cancel()
     assert "interrupted and saved at step" in rest
     assert "minisrcnn train --out run --resume" in rest
