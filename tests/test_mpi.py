@@ -250,6 +250,21 @@ def test_a_wrong_request_is_one_line(place, args, says):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_pictures_that_one_rank_lacks_are_one_line(place):
+    """Ranks of GPUs agree on how to gather before they train: not while one has failed."""
+    if (reason := unavailable_reason("cupy-emulated")) is not None:
+        pytest.skip(f"backend cupy-emulated: {reason}")
+    alone = command(1, *TRAIN, "--backend", "cupy-emulated", "--out", "lacking", "--data")
+    done = subprocess.run(
+        [str(MPIEXEC), "-n", "1", *alone, "pictures", ":", "-n", "1", *alone, "nowhere"],
+        capture_output=True, text=True, cwd=place, timeout=900, env=environment())
+    assert done.returncode == 2
+    assert done.stderr.endswith("minisrcnn: nowhere: neither a folder nor a packed set nor T91 "
+                                "(on rank 1)\n") and "Traceback" not in done.stderr
+    assert not (place / "lacking").exists()
+
+
 @pytest.mark.parametrize("name, says", [
     ("seed", "seed is 5 on rank 1, want 4 as on rank 0"),
     ("resume", "resume is 5 on rank 1, want False as"),
