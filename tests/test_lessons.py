@@ -23,10 +23,10 @@ def lesson(name):
 
 @pytest.fixture(autouse=True)
 def level(request, monkeypatch):
-    """Compile loops at LLVM's level 1, in a third of the time of level 3, for the same results."""
+    """Compile loops for threads at LLVM's level 1: a third of the time, for the same results."""
     if request.node.get_closest_marker("slow"):
         return
-    for name in LESSONS:
+    for name in ("v3_threads", "v4_channels_last"):
         for kernel in vars(lesson(name)).values():
             if isinstance(kernel, Kernel):
                 monkeypatch.setattr(kernel, "_optimize", 1)
@@ -90,7 +90,8 @@ def test_lesson_leaves_its_arguments_alone_and_takes_read_only_ones(name):
 @pytest.mark.parametrize(("arch", "channels", "filters", "dtype"), [
     ("9-1-5", 1, (64, 32), "float32"),
     pytest.param("9-5-5", 1, (64, 32), "float64", marks=pytest.mark.slow),
-    ("3-3-5", 3, (20, 7), "float32"), ("2-4-3", 1, (3, 70), "float64")])
+    pytest.param("2-4-3", 1, (3, 70), "float64", marks=pytest.mark.slow),
+    ("3-3-5", 3, (20, 7), "float32"), ("2-4-3", 1, (3, 70), "float32")])
 def test_one_patch_agrees_with_pytorch_autograd(arch, channels, filters, dtype):
     rng = np.random.default_rng(0)
     widths, params = (channels, *filters, channels), {}
