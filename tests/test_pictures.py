@@ -472,10 +472,10 @@ def test_dry_run_formats_suffix_sheet_and_names(tmp_path, model):
     colours().save(tmp_path / "a.png")
     colours().save(tmp_path / "b\x1b[31m.bmp")
     done = command("a.png", "b\x1b[31m.bmp", "--dry-run", "--format", "same", "--suffix", "-big",
-                   "--model", model, cwd=tmp_path)
+                   "-o", "new", "--model", model, cwd=tmp_path)
     assert done.stdout.decode().splitlines() == [
-        "a.png -> a-big.png", "b\\x1b[31m.bmp -> b\\x1b[31m-big.bmp"]
-    assert not (tmp_path / "a-big.png").exists()
+        "a.png -> new/a-big.png", "b\\x1b[31m.bmp -> new/b\\x1b[31m-big.bmp"]
+    assert not (tmp_path / "new").exists()
     done = command("a.png", "--scale", "1.5", "--model", model, "--contact-sheet", "sheet.png",
                    cwd=tmp_path)
     assert done.stdout == b"a_x1.5.png\n" and (tmp_path / "sheet.png").exists()

@@ -125,7 +125,8 @@ def upscale_command(
         networks, scale = load_named(model, scale, backend)
         ending = suffix if suffix is not None else _default_suffix(scale, box)
         # At --resume a result without a line of the manifest is one that a kill came after.
-        plan = make_plan(sources, out, ending, format, skip_existing or resume, overwrite, part)
+        plan = make_plan(sources, out, ending, format, skip_existing or resume, overwrite, part,
+                         dry_run)
         todo = plan.jobs
         for text in notes + plan.notes:
             note(text)

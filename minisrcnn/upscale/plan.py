@@ -86,6 +86,7 @@ def make_plan(
     skip_existing: bool = False,
     overwrite: bool = False,
     part: tuple[int, int] = (0, 1),
+    dry_run: bool = False,
 ) -> Plan:
     """Name the result of every picture.
 
@@ -106,6 +107,8 @@ def make_plan(
         Whether results that exist are replaced.
     part : (int, int)
         (I, N): every N-th picture from I on, whichever results exist by now.
+    dry_run : bool
+        Whether a folder that is missing is not made.
 
     Raises
     ------
@@ -137,7 +140,7 @@ def make_plan(
         if index == 0:
             plan.jobs.append(Job(Path(STANDARD), Path(STANDARD), named=True))
         return plan
-    if out is not None:
+    if out is not None and not dry_run:
         try:
             Path(out).mkdir(parents=True, exist_ok=True)
         except OSError as error:
