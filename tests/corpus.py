@@ -198,7 +198,10 @@ def facts(path: Path) -> dict[str, object]:
                 tags |= {(ifd, t): str(v) for t, v in exif.get_ifd(ifd).items()
                          if t not in (0xA002, 0xA003, 0xA005, 0x927C)}
             found["EXIF"] = tags or None
-            xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+            xmp = (info.get("xmp") or info.get("XML:com.adobe.xmp")  # till Pillow 11 of WebP, PNG
+                   or getattr(picture, "tag_v2", {}).get(0x2BC)
+                   or any(data.startswith(b"http://ns.adobe.com/xap/1.0/")
+                          for _, data in getattr(picture, "applist", [])))
             found["XMP"] = bool(xmp) or None
             with contextlib.suppress(Exception):
                 dpi = tuple(round(float(v)) for v in info["dpi"])

@@ -57,3 +57,22 @@ def test_the_classes_can_be_told_apart(made, tmp_path, monkeypatch):
         assert corpus.classify(path, tmp_path, net)[0] == "wrong"
     (tmp_path / "no.png").write_bytes(b"no")
     assert corpus.classify(tmp_path / "no.png", tmp_path, net)[0] == "refused"
+
+
+def test_xmp_of_a_jpeg(tmp_path):
+    """Made by hand: Pillow writes and tells it from 11.0 on."""
+    import io
+
+    from PIL import Image
+
+    from minisrcnn.imaging.decode import open_picture
+
+    stream = io.BytesIO()
+    Image.new("L", (3, 2)).save(stream, "JPEG")
+    data = b"http://ns.adobe.com/xap/1.0/\0" + corpus.XMP
+    segment = b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data
+    path = tmp_path / "x.jpg"
+    path.write_bytes(stream.getvalue()[:2] + segment + stream.getvalue()[2:])
+    with open_picture(path) as picture:
+        assert picture.metadata.xmp == corpus.XMP
+    assert corpus.facts(path)["XMP"]

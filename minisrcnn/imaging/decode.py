@@ -330,6 +330,8 @@ def _metadata(picture: Picture, file: Any, source: Any) -> Metadata:
         for marker, data in getattr(file, "applist", []):
             if marker == "APP13" and data.startswith(b"Photoshop 3.0\0"):
                 iptc = (iptc or b"") + data[14:]
+            elif marker == "APP1" and data.startswith(_XMP):
+                xmp = xmp or data[len(_XMP):]  # which Pillow tells from 11.0 on
             elif marker == "APP1" and data.startswith(b"http://ns.adobe.com/xmp/extension/"):
                 picture.note("extended XMP is not kept")
     comment = info.get("comment")
@@ -350,6 +352,7 @@ def _metadata(picture: Picture, file: Any, source: Any) -> Metadata:
         dpi=_dpi(info), text=text, gamma=gamma)
 
 
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _GEO = {33550, 33922, 34264, 34735, 34736, 34737}
 
 
