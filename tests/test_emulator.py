@@ -227,6 +227,21 @@ def test_settings_come_from_the_environment_and_from_configure(monkeypatch):
             build.Settings(order=wrong)
 
 
+def test_the_compiler_is_not_watched_by_the_sanitizer(monkeypatch, tmp_path):
+    """It would take three times as long; what is loaded for other reasons is left alone."""
+    wrapper, said = tmp_path / "cxx", tmp_path / "said"
+    wrapper.write_text(f'#!/bin/sh\necho "=$LD_PRELOAD" >> {said}\nunset LD_PRELOAD\n'
+                       'exec g++ "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CXX", str(wrapper))
+    monkeypatch.setenv("MINISRCNN_CACHE", str(tmp_path))
+    monkeypatch.setenv("LD_PRELOAD", "/nowhere/libtsan.so.2")
+    build.compile_library('extern "C" __global__ void k(float* y) { y[0] = 1; }')
+    monkeypatch.setenv("LD_PRELOAD", "/nowhere/libother.so")
+    build.compile_library('extern "C" __global__ void k(float* y) { y[0] = 2; }')
+    assert said.read_text().split() == ["="] * 3 + ["=/nowhere/libother.so"] * 2
+
+
 def test_without_a_compiler_one_sentence_says_so(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler -O3")
     reason = emulator.unavailable_reason()

@@ -153,11 +153,19 @@ def unavailable_reason() -> str | None:
     return None
 
 
+def _run(command: Sequence[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the compiler, without the sanitizer that this process may have been started with."""
+    environment = {**os.environ}
+    if "san.so" in environment.get("LD_PRELOAD", ""):
+        del environment["LD_PRELOAD"]
+    return subprocess.run(
+        command, input=text, env=environment, capture_output=True, text=True, check=False
+    )
+
+
 @functools.cache
 def _compiler_version(command: tuple[str, ...]) -> str:
-    return subprocess.run(
-        [*command, "--version"], capture_output=True, text=True, check=False
-    ).stdout
+    return _run([*command, "--version"]).stdout
 
 
 @functools.cache
@@ -250,13 +258,7 @@ def _defines(options: Sequence[str]) -> str:
 
 def _kernels(defines: str, code: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
     """Find the kernels of a text, after the preprocessor: (name, C++ expression, bounds)."""
-    done = subprocess.run(
-        [*compiler(), "-E", "-P", "-x", "c++", "-"],
-        input=defines + code,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _run([*compiler(), "-E", "-P", "-x", "c++", "-"], defines + code)
     if done.returncode:
         raise CompileError(done.stderr.strip())
     text, found, templates = done.stdout, [], {}
@@ -353,12 +355,7 @@ def compile_library(
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as work:
         new_source, new_library = Path(work) / source.name, Path(work) / library.name
         new_source.write_text(generate(code, options, names))
-        done = subprocess.run(
-            [*command, *flags, str(new_source), "-o", str(new_library)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = _run([*command, *flags, str(new_source), "-o", str(new_library)])
         if done.returncode:
             raise CompileError(done.stderr.strip())
         new_source.replace(source)  # kept, for whoever wants to see what was compiled
