@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minisrcnn.imaging.resize import imresize, resize_region
+from minisrcnn.imaging import resize
+from minisrcnn.imaging.resize import BORDERS, imresize, resize_region
 
 
 def kernel(t):
@@ -221,16 +222,18 @@ def test_views_are_taken_and_left_alone():
     assert imresize(view, 3).tobytes() == imresize(view.copy(), 3).tobytes()
 
 
-def test_memory_beyond_the_result_does_not_grow_with_it():
+@pytest.mark.parametrize("dtype", ["float32", "float64"])  # compiled, and NumPy
+def test_memory_beyond_the_result_does_not_grow_with_it(dtype):
     extra = []
+    imresize(noise((400, 1500), dtype), 3)  # compiles
     for rows in (400, 1600):
-        image = noise((rows, 1500), "float32")
+        image = noise((rows, 1500), dtype)
         tracemalloc.start()
         result = imresize(image, 3)
         extra.append(tracemalloc.get_traced_memory()[1] - result.nbytes)
         tracemalloc.stop()
-    assert extra[1] < 1.2 * extra[0]  # four times the image, 43 MB more result
-    assert extra[1] < 20e6
+    assert extra[1] < 1.2 * extra[0] + 1e6  # four times the image; its axis has more weights
+    assert extra[1] < 40e6
 
 
 @pytest.mark.parametrize(
@@ -272,3 +275,20 @@ def test_windows_outside_the_result(limits):
         resize_region(image, (12, 12), rows=limits)
     with pytest.raises(ValueError, match=r"cols .*<= 12"):
         resize_region(image, (12, 12), cols=limits)
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("size, output_size", [
+    ((200, 300), (66, 100)), ((66, 100), (200, 300)), ((97, 131), (97, 400)), ((70, 300), (140, 9)),
+    ((2, 5000), (5, 5000)), ((64, 64), (64, 64))])
+def test_compiled_code_has_the_bits_of_numpy(monkeypatch, size, output_size, border):
+    pytest.importorskip("numba")
+    image = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    window = {"rows": (1, output_size[0]), "cols": (0, output_size[1] - 1)}
+    compiled = [imresize(image, output_size=output_size, border=border),
+                resize_region(image, output_size, border=border, **window)]
+    monkeypatch.setattr(resize, "_compiled", lambda: None)
+    plain = [imresize(image, output_size=output_size, border=border),
+             resize_region(image, output_size, border=border, **window)]
+    for a, b in zip(compiled, plain, strict=True):
+        np.testing.assert_array_equal(a, b)

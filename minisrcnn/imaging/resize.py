@@ -26,13 +26,15 @@ Their published figures are met to the last digit with "clamp" alone; the differ
 
 Every pixel of the result is a sum of a few products, always taken in the same order by plain
 elementwise operations. So the bits do not depend on how the image is cut into strips, and
-`resize_region` gives any window of the result as the whole would have it.
+`resize_region` gives any window of the result as the whole would have it. Planes of float32, as
+trained on, are worked through by compiled code with the same bits (`kernels/cpu/resample.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +46,7 @@ BORDERS = ("mirror", "clamp")
 
 _STRIP = 1 << 20  # elements of a strip of the result
 _BLOCK = 1 << 15  # elements of a block that is worked on within the cache
+_LARGE = 1 << 12  # elements of a result that is worth compiled code
 
 
 class Axis(NamedTuple):
@@ -58,6 +61,11 @@ class Axis(NamedTuple):
         low, high = int(taken.min()), int(taken.max()) + 1
         return Axis(self.weights[start:stop], taken - low), low, high
 
+    def compiled(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return weights and indices as compiled code takes them."""
+        return (np.ascontiguousarray(self.weights, np.float32),
+                np.ascontiguousarray(self.taken, np.int64))
+
 
 def _cubic(t: NDArray[np.float64]) -> NDArray[np.float64]:
     t = np.abs(t)
@@ -66,6 +74,7 @@ def _cubic(t: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(t <= 1, near, np.where(t <= 2, far, 0.0))
 
 
+@functools.lru_cache(16)  # the pictures of a set often have one size
 def axis_weights(size_in: int, size_out: int, scale: float, border: str = "mirror") -> Axis:
     """Return the weights w_ij of one axis and the pixels j that they take (see above)."""
     stretch = min(scale, 1.0)
@@ -81,7 +90,10 @@ def axis_weights(size_in: int, size_out: int, scale: float, border: str = "mirro
         index %= 2 * size_in
         index = np.where(index < size_in, index, 2 * size_in - 1 - index)
     used = weights.any(axis=0)
-    return Axis(weights[:, used], index[:, used])
+    axis = Axis(weights[:, used], index[:, used])
+    for array in axis:
+        array.flags.writeable = False
+    return axis
 
 
 def _combine(x: Image, axis: Axis, out: Image) -> None:
@@ -130,12 +142,28 @@ def _across(x: Image, axis: Axis, out: Image) -> None:
     out[...] = result.reshape(-1, H, C).transpose(1, 0, 2)
 
 
+@functools.cache
+def _compiled() -> Callable[..., None] | None:
+    """Return the same sums of a float32 plane, rows first, in compiled code, where Numba is."""
+    try:
+        from minisrcnn.kernels.cpu import resample
+    except ImportError:
+        return None
+    return resample.plane.compile("float32")
+
+
 def resize_by_weights(image: Image, rows: Axis, columns: Axis, rows_first: bool) -> Image:
     """Combine rows and columns of ``image`` (H, W, C) by two sets of weights.
 
     Strip after strip of the result, so that little beyond the result is held.
     """
     out = np.empty((len(rows.taken), len(columns.taken), image.shape[2]), image.dtype)
+    if rows_first and image.dtype == np.float32 and image.shape[2] == 1 and out.size >= _LARGE:
+        combine = _compiled()
+        if combine is not None:
+            combine(np.ascontiguousarray(image[..., 0]), *rows.compiled(), *columns.compiled(),
+                    out.reshape(out.shape[:2]))
+            return out
     taps = rows.taken.shape[1]
     step = max(8, _STRIP // max(1, max(image.shape[1], out.shape[1]) * image.shape[2]))
     if not rows_first:  # the rows shared by two strips are combined twice: keep them few

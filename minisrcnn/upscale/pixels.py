@@ -188,7 +188,7 @@ def _strips(x: Image | _Arriving, net: SRCNN, scale: int, pixels: int) -> Iterat
     H, W = x.shape[0] * scale, x.shape[1] * scale
     top = np.float32(np.iinfo(x.dtype).max)
     finish = resample.picture.compile(x.dtype.name)
-    across = _compiled(axis_weights(x.shape[1], W, float(scale)))
+    across = axis_weights(x.shape[1], W, float(scale)).compiled()
     down = axis_weights(x.shape[0], H, float(scale))
     above, below = _reach(net)
     # A strip much lower than what it needs beside itself would be mostly repeated work.
@@ -213,7 +213,7 @@ def _strips(x: Image | _Arriving, net: SRCNN, scale: int, pixels: int) -> Iterat
             change = np.zeros((stop - start, W), np.float32)
         weights, low, high = down.window(start, stop)
         out = np.empty((stop - start, W, x.shape[2]), x.dtype)
-        finish(x[low:high], *_compiled(weights), *across, change, top, out)
+        finish(x[low:high], *weights.compiled(), *across, change, top, out)
         if net.channels == 3:
             _put_colours(out, restored[:, inside], top)
         if isinstance(x, _Arriving):
@@ -226,12 +226,6 @@ def _put_colours(out: Image, rgb: Image, top: np.float32) -> None:
     planes = rgb if out.shape[2] > 2 else [np.tensordot(_LUMA / _LUMA.sum(), rgb, 1)]
     for c, plane in enumerate(planes):
         out[..., c] = plane * top + np.float32(0.5)  # truncates: with the 1/2, rounds half up
-
-
-def _compiled(axis: Axis) -> tuple[Image, Image]:
-    """Return the weights and indices as the compiled code takes them."""
-    return (np.ascontiguousarray(axis.weights, np.float32),
-            np.ascontiguousarray(axis.taken, np.int64))
 
 
 def _reach(net: SRCNN) -> tuple[int, int]:
@@ -280,7 +274,7 @@ def _bicubic(
     columns = axis_weights(W, W * scale, float(scale))
     out = np.empty((last - first, W * scale), np.float32)
     resample.plane.compile("float32")(
-        _plane(image, take, low, high), *_compiled(rows), *_compiled(columns), out)
+        _plane(image, take, low, high), *rows.compiled(), *columns.compiled(), out)
     return out
 
 
