@@ -539,7 +539,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name, part in parts.items():
             counts[name] = Counter(failed=0)
-            part(time.monotonic() + seconds, random.Random(asked.seed), Path(folder), counts[name])
+            place = Path(folder, name)  # of its own: parts use the same names
+            place.mkdir()
+            part(time.monotonic() + seconds, random.Random(asked.seed), place, counts[name])
             print(f"{name:<11} {json.dumps(counts[name])}", flush=True)
     return 1 if any(count["failed"] for count in counts.values()) else 0
 

@@ -20,6 +20,7 @@ from PIL import Image, features
 
 from minisrcnn import MinisrcnnError
 from minisrcnn.checkpoint import save_model
+from minisrcnn.imaging.files import remove_leftovers
 from minisrcnn.imaging.metadata import edit_exif, exif_orientation, without_orientation
 from minisrcnn.upscale import batch
 from minisrcnn.upscale.batch import Manifest, Outcome, run_jobs, run_workers, shard_of
@@ -412,6 +413,38 @@ forked = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked 
 
 def networks(factor):
     return [(identity(), 2)]
+
+
+@forked
+def test_a_worker_killed_after_its_last_write_fails_nothing(tmp_path, monkeypatch):
+    """The result is there, and nobody was told: the second try replaces it."""
+    jobs = []
+    for i in range(4):
+        colours(i).save(tmp_path / f"{i}.png")
+        jobs.append(Job(tmp_path / f"{i}.png", tmp_path / f"{i}_x2.png"))
+    true = batch.upscale_file
+
+    def upscale(job, *more):
+        result = true(job, *more)
+        with contextlib.suppress(FileExistsError):
+            (tmp_path / "died").touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    monkeypatch.setattr(batch, "upscale_file", upscale)
+    outcomes = list(run_workers(jobs, networks, lambda: networks, Options(scale=2), 2, [].append))
+    assert [outcome.error for outcome in outcomes] == [None] * 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux says who is dead")
+def test_parts_of_a_process_that_is_dead_and_not_waited_for_are_removed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    part = tmp_path / f".a.png.{process.pid}-0123abcd.part"
+    part.touch()
+    remove_leftovers([tmp_path / "a.png"])
+    process.wait()
+    assert not part.exists()
 
 
 @forked

@@ -246,9 +246,9 @@ def _run(
                 there = Result(str(job.source), str(job.target), notes=["was there"])
                 manifest.add(Outcome(job, there, None))
     outcomes: list[Outcome] = []
+    remove_leftovers(job.target for job in [*todo, *existing])
     if not todo:
         return outcomes
-    remove_leftovers(job.target for job in todo)
     title = todo[0].source.name if len(todo) == 1 else f"{len(todo)} pictures"
     with progress_bar(title) as progress:
         def report(done: float) -> None:

@@ -125,6 +125,10 @@ def remove_leftovers(targets: Iterable[PathLike]) -> None:
 def _is_alive(process: int) -> bool:
     if os.name == "nt":  # where no file can be removed while it is open
         return False
+    with contextlib.suppress(OSError, IndexError):  # on Linux: dead, and nobody asked how it ended
+        state = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        if state in (b"Z", b"X"):
+            return False
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -17,7 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -228,7 +228,9 @@ def run_workers(
         for job in worker.tasks:
             remove_leftovers([job.target])
         if not worker.alone:
-            suspects.extend(worker.tasks)
+            # A result may be there, without the word that it is: the second try replaces it.
+            suspects.extend(replace(job, named=job.named or job.target.exists())
+                            for job in worker.tasks)
             return None
         return Outcome(worker.tasks[0], None, f"{worker.tasks[0].source}: its worker process died "
                        f"twice (exit code {worker.process.exitcode})")
