@@ -474,7 +474,7 @@ def pictures(deadline: float, rng: random.Random, work: Path, count: Counter[str
         count["failed"] += 1
         return
     want = contents(work / "undisturbed")
-    while count["pictures"] == 0 or time.monotonic() < deadline:
+    while not count["failed"] and (count["pictures"] == 0 or time.monotonic() < deadline):
         out, manifest = work / f"out{count['pictures']}", work / f"m{count['pictures']}.jsonl"
         moments = sorted(rng.randrange(many) for _ in range(kills))
         code = None
