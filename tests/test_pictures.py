@@ -360,10 +360,7 @@ def test_results_within_the_folder_are_no_sources(tmp_path):
 
 
 def test_pictures_side_by_side_come_in_order(tmp_path):
-    jobs = []
-    for i in range(12):
-        colours(i).save(tmp_path / f"{i:02}.png")
-        jobs.append(Job(tmp_path / f"{i:02}.png", tmp_path / f"{i:02}_x2.png"))
+    jobs = some_jobs(tmp_path, 12)
     (tmp_path / "05.png").write_bytes(b"no picture")
     seen: list[float] = []
     outcomes = list(run_jobs(jobs, lambda f: [(identity(), 2)], Options(scale=2), seen.append))
@@ -415,13 +412,16 @@ def networks(factor):
     return [(identity(), 2)]
 
 
+def some_jobs(folder, count):
+    for i in range(count):
+        colours(i).save(folder / f"{i:02}.png")
+    return [Job(folder / f"{i:02}.png", folder / f"{i:02}_x2.png") for i in range(count)]
+
+
 @forked
 def test_a_worker_killed_after_its_last_write_fails_nothing(tmp_path, monkeypatch):
     """The result is there, and nobody was told: the second try replaces it."""
-    jobs = []
-    for i in range(4):
-        colours(i).save(tmp_path / f"{i}.png")
-        jobs.append(Job(tmp_path / f"{i}.png", tmp_path / f"{i}_x2.png"))
+    jobs = some_jobs(tmp_path, 4)
     true = batch.upscale_file
 
     def upscale(job, *more):

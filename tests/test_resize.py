@@ -222,8 +222,9 @@ def test_views_are_taken_and_left_alone():
     assert imresize(view, 3).tobytes() == imresize(view.copy(), 3).tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])  # compiled, and NumPy
-def test_memory_beyond_the_result_does_not_grow_with_it(dtype):
+@pytest.mark.parametrize("dtype, most, weights", [  # compiled, whose axes are most of it; NumPy
+    ("float32", 20e6, 1e6), ("float64", 40e6, 0)])
+def test_memory_beyond_the_result_does_not_grow_with_it(dtype, most, weights):
     extra = []
     imresize(noise((400, 1500), dtype), 3)  # compiles
     for rows in (400, 1600):
@@ -232,8 +233,8 @@ def test_memory_beyond_the_result_does_not_grow_with_it(dtype):
         result = imresize(image, 3)
         extra.append(tracemalloc.get_traced_memory()[1] - result.nbytes)
         tracemalloc.stop()
-    assert extra[1] < 1.2 * extra[0] + 1e6  # four times the image; its axis has more weights
-    assert extra[1] < 40e6
+    assert extra[1] < 1.2 * extra[0] + weights  # four times the image, 43 MB more result or 86
+    assert extra[1] < most
 
 
 @pytest.mark.parametrize(

@@ -225,8 +225,7 @@ def run_workers(
         """Take back what a dead worker had; return the outcome if it is known."""
         worker = workers.pop(pipe)
         worker.process.join()
-        for job in worker.tasks:
-            remove_leftovers([job.target])
+        remove_leftovers(job.target for job in worker.tasks)
         if not worker.alone:
             # A result may be there, without the word that it is: the second try replaces it.
             suspects.extend(replace(job, named=job.named or job.target.exists())
