@@ -7,9 +7,12 @@ others may write to, or that is a link to elsewhere, is refused.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tempfile
 from pathlib import Path
+
+_ROOM = 32_000_000  # bytes; what `minisrcnn train` and `upscale` compile takes a tenth of it
 
 
 class Refused(PermissionError):
@@ -55,7 +58,8 @@ def private_folder(name: str, *variables: str) -> tuple[Path, str]:
     try:
         root = root.expanduser()
         root.mkdir(parents=True, exist_ok=True)
-        return _private(root / name), ""
+        folder = _private(root / name)
+        return folder, _too_full(folder)
     except Refused:
         raise
     except (OSError, RuntimeError) as error:  # a RuntimeError: there is no home
@@ -69,6 +73,13 @@ def private_folder(name: str, *variables: str) -> tuple[Path, str]:
     except OSError:
         raise Refused(f"{problem}: set MINISRCNN_CACHE to a folder that you can write to") from None
     return folder, f"{problem}, but for a while in {other}: set MINISRCNN_CACHE to choose a folder"
+
+
+def _too_full(folder: Path) -> str:
+    free = shutil.disk_usage(folder).free
+    return "" if free >= _ROOM else (
+        f"compiled kernels may find no room in {folder} ({free // 10**6} MB are free, want "
+        f"{_ROOM // 10**6})")
 
 
 def _private(folder: Path) -> Path:

@@ -24,7 +24,6 @@ pictures    Hundreds of small pictures upscaled by two workers; now and then one
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -257,7 +256,7 @@ def seeds(work: Path) -> list[Path]:
     for package, suffix in (("onnx", "onnx"), ("torch", "pth")):
         if importlib.util.find_spec(package) is not None:
             write_foreign(folder / f"foreign.{suffix}", net)
-    with contextlib.closing(Manifest(folder / "manifest.jsonl")) as manifest:
+    with Manifest(folder / "manifest.jsonl") as manifest:
         for error in (None, "no room"):
             manifest.add(Outcome(Job(Path("a.png"), folder), None, error))
     picture = Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8))

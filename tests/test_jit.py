@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -149,6 +150,15 @@ def test_works_where_no_folder_can_be_made(nowhere, monkeypatch):
     with pytest.warns(RuntimeWarning, match="each process compiles them anew"):
         assert jit.cache_folder()[0] is None
     assert run(fresh()) == [0, 2] and not fresh().is_ready("float32")
+
+
+@pytest.mark.parametrize("free, said", [(5 * 10**6, "(5 MB are free, want 32)"), (10**9, "")])
+def test_a_disk_with_no_room_for_it_is_said(folder, monkeypatch, free, said):
+    usage = type(shutil.disk_usage("."))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2 * free, free, free))
+    found, problem = jit.cache_folder()
+    assert found == folder
+    assert problem.endswith(said) and bool(problem) == bool(said)
 
 
 def test_what_nobody_uses_is_removed(folder):

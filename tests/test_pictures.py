@@ -321,8 +321,7 @@ def test_a_part_reads_the_manifests_of_all_parts(tmp_path):
     jobs = [Job(Path(f"{i}.png"), tmp_path / "x.png") for i in range(5)]
 
     def write(part, job, error, when):
-        manifest = Manifest(tmp_path / "m.x.jsonl", part)
-        with contextlib.closing(manifest):
+        with Manifest(tmp_path / "m.x.jsonl", part) as manifest:
             manifest.add(Outcome(job, None, error))
         os.utime(manifest.path, (when, when))
 
@@ -548,6 +547,14 @@ def test_odd_lines_of_a_manifest_are_passed_over(tmp_path, line):
     good = json.dumps({"input": "a.png", "output": str(tmp_path / "b.png"), "error": None})
     (tmp_path / "m.jsonl").write_text(f"{line}\n{good}\n")
     assert Manifest(tmp_path / "m.jsonl").finished() == {("a.png", str(tmp_path / "b.png"))}
+
+
+def test_a_manifest_that_cannot_be_written_is_refused_before_a_picture_is_made(tmp_path, model):
+    colours(0).save(tmp_path / "a.png")
+    done = command("a.png", "--model", model, "--manifest", "no/such/m.jsonl", cwd=tmp_path)
+    assert done.returncode == 2
+    assert b"no/such/m.jsonl: cannot be written (No such file" in done.stderr
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["a.png"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFO on this system")

@@ -93,10 +93,11 @@ def upscale_command(
     """Upscale pictures: the luma through the network, the colours bicubic."""
     from ..engine.backends import announce_backend
     from ..imaging.decode import quiet
+    from ..imaging.files import remove_leftovers
     from ..imaging.save import FORMATS
-    from ..upscale.batch import Manifest, name_of_part, shard_of
+    from ..upscale.batch import Manifest, Outcome, name_of_part, shard_of
     from ..upscale.plan import find_sources, make_plan
-    from ..upscale.run import Options
+    from ..upscale.run import Options, Result
 
     if format is not None:
         format = format.lower().lstrip(".")
@@ -143,8 +144,16 @@ def upscale_command(
             max_output=round(max_output * 1e6))
         announce_backend(networks(1)[0][0].backend, backend, note)
         written = Manifest(Path(manifest), part) if manifest is not None else None
-        outcomes = _run(todo, networks, load, options, jobs, written, resume, as_json,
-                        plan.existing)
+        there: list[Any] = []
+        if written is not None and resume:
+            todo, there = _still_to_do(todo, plan.existing, written)
+        remove_leftovers(job.target for job in [*todo, *plan.existing])
+        with written or contextlib.nullcontext():
+            for job in there:
+                assert written is not None
+                result = Result(str(job.source), str(job.target), notes=["was there"])
+                written.add(Outcome(job, result, None))
+            outcomes = _run(todo, networks, load, options, jobs, written, as_json)
         if contact_sheet is not None and (outcomes or part[1] == 1):
             _sheet(str(name_of_part(Path(contact_sheet), part)), outcomes)
     failed = sum(outcome.error is not None for outcome in outcomes)
@@ -225,28 +234,28 @@ def _box(text: str | None) -> tuple[int | None, int | None] | None:
     return sides[0], sides[1]
 
 
+def _still_to_do(
+    todo: list[Any], existing: list[Any], manifest: Manifest
+) -> tuple[list[Any], list[Any]]:
+    """Leave out the pictures that a manifest has as done; the others of both lists."""
+    finished = manifest.finished(
+        {(str(job.source), str(job.target)) for job in [*todo, *existing]})
+    left, without_line = (
+        [job for job in jobs if (str(job.source), str(job.target)) not in finished]
+        for jobs in (todo, existing))
+    if len(left) < len(todo):
+        note(f"Going on: {len(todo) - len(left)} of {len(todo)} pictures are done.")
+    return left, without_line
+
+
 def _run(
     todo: list[Any], networks: Networks, load: Any, options: Any, jobs: int,
-    manifest: Manifest | None, resume: bool, as_json: bool, existing: list[Any],
+    manifest: Manifest | None, as_json: bool,
 ) -> list[Outcome]:
-    from ..imaging.files import remove_leftovers
-    from ..upscale.batch import Outcome, run_jobs, run_workers
+    from ..upscale.batch import run_jobs, run_workers
     from ..upscale.plan import STANDARD
-    from ..upscale.run import Result
 
-    if manifest is not None and resume:
-        finished = manifest.finished(
-            {(str(job.source), str(job.target)) for job in [*todo, *existing]})
-        left = [job for job in todo if (str(job.source), str(job.target)) not in finished]
-        if len(left) < len(todo):
-            note(f"Going on: {len(todo) - len(left)} of {len(todo)} pictures are done.")
-        todo = left
-        for job in existing:
-            if (str(job.source), str(job.target)) not in finished:
-                there = Result(str(job.source), str(job.target), notes=["was there"])
-                manifest.add(Outcome(job, there, None))
     outcomes: list[Outcome] = []
-    remove_leftovers(job.target for job in [*todo, *existing])
     if not todo:
         return outcomes
     title = todo[0].source.name if len(todo) == 1 else f"{len(todo)} pictures"
@@ -257,7 +266,7 @@ def _run(
         running: Any = (run_workers(todo, networks, load, options, jobs, report)
                         if jobs > 1 and len(todo) > 1 else
                         run_jobs(todo, networks, options, report))
-        with contextlib.closing(running), contextlib.closing(manifest or contextlib.ExitStack()):
+        with contextlib.closing(running):
             for outcome in running:
                 if manifest is not None:
                     manifest.add(outcome)

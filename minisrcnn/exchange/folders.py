@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -34,6 +35,7 @@ def write_folder(path: PathLike, model: ModelFile) -> None:
     }
     texts = {"config.json": json.dumps(config, indent=2) + "\n", "README.md": _card(model)}
     written: list[Path] = []
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder / name for name in (*texts, MODEL_FILE))
@@ -48,6 +50,9 @@ def write_folder(path: PathLike, model: ModelFile) -> None:
     except BaseException as error:
         for path in written:  # half a folder would be in the way of the next try
             path.unlink(missing_ok=True)
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         if isinstance(error, OSError):
             raise MinisrcnnError(f"{folder}: cannot be written ({reason(error)})") from None
         raise

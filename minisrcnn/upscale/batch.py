@@ -423,9 +423,9 @@ def name_of_part(path: Path, part: tuple[int, int]) -> Path:
 class Manifest:
     """An append-only file of JSON lines, one for each picture: input, output, size, seconds, error.
 
-    A line is written by one call, so a kill leaves whole lines, and at most one torn at the end,
-    which is passed over. Each part of a run writes a file of its own, and reads those of all parts,
-    in however many the pictures were shared out before.
+    ``with`` opens it to add lines. A line is written by one call, so a kill leaves whole lines, and
+    at most one torn at the end, which is passed over. Each part of a run writes a file of its own,
+    and reads those of all parts, in however many the pictures were shared out before.
 
     Parameters
     ----------
@@ -484,21 +484,27 @@ class Manifest:
         except OSError as error:
             raise MinisrcnnError(f"{whole}: cannot be read ({error.strerror})") from None
 
-    def add(self, outcome: Outcome) -> None:
-        """Append a line."""
+    def __enter__(self) -> Manifest:
+        """Open the file to add lines; before anything is computed, for it may be refused."""
         try:
-            if self._file is None:
-                self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-                if self._file.tell() and not self.path.read_bytes().endswith(b"\n"):
-                    self._file.write(b"\n")
+            self._file = open(self.path, "ab", buffering=0)
+            if self._file.tell() and not self.path.read_bytes().endswith(b"\n"):
+                self._file.write(b"\n")
+        except OSError as error:
+            raise MinisrcnnError(f"{self.path}: cannot be written ({error.strerror})") from None
+        return self
+
+    def add(self, outcome: Outcome) -> None:
+        """Append a line to the open file."""
+        assert self._file is not None
+        try:
             self._file.write(json.dumps(as_dict(outcome)).encode() + b"\n")
         except OSError as error:
             raise MinisrcnnError(f"{self.path}: cannot be written ({error.strerror})") from None
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+    def __exit__(self, *error: object) -> None:
+        assert self._file is not None
+        self._file.close()
 
 
 def as_dict(outcome: Outcome) -> dict[str, Any]:
