@@ -235,7 +235,8 @@ def test_a_wrong_request_is_one_line(words, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["PyTorch", "ONNX Runtime", "OpenVINO", "ncnn", "LiteRT"])
+@pytest.mark.parametrize("name", ["PyTorch", "ONNX Runtime", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("OpenVINO", "ncnn", "LiteRT"))])
 def test_peers_give_the_right_numbers(name):
     """Each in a process of its own, as in a run: two of them in one have been seen to crash."""
     code = f"""

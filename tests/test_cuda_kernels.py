@@ -35,8 +35,9 @@ SHAPES = {
     "many-channels": (2, 66, 6, 5, 70, 1, 1),  # two blocks of filters; a last stage of 2 channels
 }
 TOLERANCE = {"float64": 1e-13, "float32": 1e-5}
-CASES = [("ragged", "float64"), ("ragged", "float32"), ("few-filters", "float64"),
-         ("many-channels", "float64"), ("many-channels", "float32")]
+CASES = [("ragged", "float64"), ("few-filters", "float64"), ("many-channels", "float32"),
+         *(pytest.param(*case, marks=pytest.mark.slow)
+           for case in (("ragged", "float32"), ("many-channels", "float64")))]
 
 
 def inner(device):

@@ -134,6 +134,7 @@ def test_the_emulator_works_after_a_failure():
     np.testing.assert_array_equal(zoo.run("divergent_barrier", fixed=True), REVERSED)
 
 
+@pytest.mark.slow
 def test_thread_sanitizer_finds_the_races():
     done = watched("thread", *RACES, "order_of_atomics")
     found = reports(done)
@@ -150,10 +151,9 @@ def test_address_and_undefined_sanitizers_stop_bad_accesses(name):
     assert re.search(OUTSIDE[name], done.stderr), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sanitizer", "names"), [("thread", RACES), pytest.param(
-        "address,undefined", tuple(OUTSIDE), marks=pytest.mark.slow)]  # as the real kernels show
-)
+    ("sanitizer", "names"), [("thread", RACES), ("address,undefined", tuple(OUTSIDE))])
 def test_sanitizers_are_silent_about_the_fixed_kernels(sanitizer, names):
     done = watched(sanitizer, "--fixed", *names)
     assert done.returncode == 0, done.stderr

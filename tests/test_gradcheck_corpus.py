@@ -7,7 +7,7 @@ from gradcheck_families import FAMILIES, MUTANTS, run
 
 
 @pytest.mark.parametrize(("name", "dtype"), [
-    pytest.param(name, dtype, marks=[pytest.mark.slow] if i % 2 and dtype == "float32" else [])
+    pytest.param(name, dtype, marks=[pytest.mark.slow] if (dtype == "float32") == i % 2 else [])
     for i, name in enumerate(FAMILIES) for dtype in ("float64", "float32")])
 def test_right_functions_pass(name, dtype):
     report = run(FAMILIES[name], FAMILIES[name].backward, dtype)
@@ -28,9 +28,9 @@ def test_the_corpus_is_large():
     assert len(MUTANTS) >= 100
 
 
-@pytest.mark.parametrize("dtype", [
-    "float64", pytest.param("float32", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("name", "what"), MUTANTS)
+@pytest.mark.parametrize(("name", "what", "dtype"), [
+    pytest.param(*mutant, dtype, marks=[pytest.mark.slow] if i % 2 or dtype == "float32" else [])
+    for i, mutant in enumerate(MUTANTS) for dtype in ("float64", "float32")])
 def test_every_mutant_fails(name, what, dtype):
     case = FAMILIES[name]
     if dtype == "float32" and what == "eps outside":

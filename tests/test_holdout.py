@@ -51,6 +51,7 @@ def test_pictures_are_on_one_side_alone(tool, tmp_path):
     assert {"t36", "t65"} <= trained_on
 
 
+@pytest.mark.slow
 def test_every_kind_of_experiment(tool, tmp_path, monkeypatch, capsys):
     plain = {"recipe": "tiny", "arch": "5-1-3", "scale": 2, "points": 2}
     experiments = [

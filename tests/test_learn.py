@@ -54,7 +54,9 @@ def test_skeleton_and_solution_differ_in_the_gaps_alone(task):
     assert "grading" not in task.skeleton and " gap: " not in task.solution
 
 
-@pytest.mark.parametrize(("task", "old", "new", "hint"), MISTAKES)
+@pytest.mark.parametrize(("task", "old", "new", "hint"), [
+    pytest.param(*mistake.values, id=mistake.id, marks=[pytest.mark.slow] if i % 2 else [])
+    for i, mistake in enumerate(MISTAKES)])
 def test_a_known_mistake_gets_its_own_hint(task, old, new, hint):
     verdict = judge(task, task.planted(old, new))
     if verdict.status == "skipped":

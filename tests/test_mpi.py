@@ -204,7 +204,8 @@ if ranks.rank == 0:
 """
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, 5])
 def test_every_way_to_gather_gives_the_bits_of_one_device(place, count):
     """NCCL is a stand-in here; of five ranks one has no chunk."""
     if (reason := unavailable_reason("cupy-emulated")) is not None:

@@ -49,7 +49,8 @@ def test_every_kernel_has_limits(path):
 
 
 @wheel
-@pytest.mark.parametrize("architecture", [75, pytest.param(90, marks=pytest.mark.slow)])
+@pytest.mark.slow  # .ci/run compiles every configuration before the tests
+@pytest.mark.parametrize("architecture", [75, 90])
 def test_the_usual_kernels_stay_in_their_limits(architecture):
     broken, seen = compile_all(USUAL, architecture)
     assert not broken

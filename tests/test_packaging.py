@@ -41,6 +41,7 @@ def archives(tmp_path_factory):
     return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
 
 
+@pytest.mark.slow
 def test_wheel_and_sdist_carry_every_file(archives):
     wheel, sdist = archives
     with zipfile.ZipFile(wheel) as file:
@@ -53,6 +54,7 @@ def test_wheel_and_sdist_carry_every_file(archives):
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "tests/conftest.py"} <= names
 
 
+@pytest.mark.slow
 def test_the_wheel_works_outside_the_checkout(archives, tmp_path):
     """A fresh environment that sees this one's libraries but not this checkout."""
     wheel, _ = archives

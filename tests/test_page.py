@@ -198,7 +198,10 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("engine", "shape"), [
+    pytest.param(engine, shape, id=f"{engine}-{shape}",
+                 marks=[pytest.mark.slow] if engine == "webgpu" and i > 2 else [])
+    for engine in ENGINES for i, shape in enumerate(SHAPES)], indirect=["engine"])
 def test_convolution(page, engine, shape):
     N, C, H, W, F, KH, KW = shape
     rng = np.random.default_rng(sum(shape))
@@ -622,6 +625,7 @@ def test_the_tour(page):
     assert page.input_value("#loss") == "sum"
 
 
+@pytest.mark.slow
 def test_timing_agrees_between_engines(page):
     page.click("#time")
     wait(
@@ -637,6 +641,7 @@ def test_timing_agrees_between_engines(page):
 # --- everything at once ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_control_can_be_used_without_an_error(browser):
     watched = Watched(browser, viewport={"width": 1100, "height": 800}, color_scheme="dark")
     page = watched.page
@@ -667,7 +672,7 @@ def test_every_control_can_be_used_without_an_error(browser):
     watched.check()
 
 
-@pytest.mark.parametrize("width", [375, 768])
+@pytest.mark.parametrize("width", [375, pytest.param(768, marks=pytest.mark.slow)])
 def test_a_phone_needs_no_sideways_scrolling(browser, width):
     watched = Watched(
         browser, viewport={"width": width, "height": 740}, has_touch=True, is_mobile=width < 700
@@ -705,7 +710,7 @@ def test_everything_has_a_name_for_screen_readers(page):
     )
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_contrast(browser, scheme):
     """Text against what lies behind it: at least 4.5 to 1 (WCAG AA)."""
     watched = Watched(browser, color_scheme=scheme)

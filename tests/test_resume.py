@@ -111,7 +111,8 @@ def place(tmp_path_factory):
 # 2 pictures of 44x50, 17x17 patches at stride 14: 12 patches; 2 steps of 5 an epoch, 6 epochs.
 # Durable events: probe, checkpoint 0 (2), log, checkpoint 0 again (2); then 2 a step and 1 an
 # epoch; last save, model.
-@pytest.mark.parametrize("kill", range(5))
+@pytest.mark.parametrize("kill", [
+    *range(3), *(pytest.param(kill, marks=pytest.mark.slow) for kill in range(3, 12))])
 def test_killed_at_any_moment(place, kill):
     rng = random.Random(kill)
     out = f"killed{kill}"

@@ -125,6 +125,7 @@ def test_a_step_is_that_of_pytorch(pictures):
         np.testing.assert_allclose(net.parameters[name], want, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_on_a_device_as_on_the_host(pictures):
     reason = unavailable_reason("cupy-emulated")
     if reason is not None:

@@ -43,9 +43,9 @@ def test_the_same_bits_in_every_schedule(everything):
         assert all(name.endswith(emulated_cases.ATOMIC) for name in different), (order, different)
 
 
-@everything
-@pytest.mark.parametrize("sanitizer", [
-    "address,undefined", pytest.param("thread", marks=pytest.mark.slow)])  # a minute
+@pytest.mark.slow
+@pytest.mark.parametrize("everything", [False, True], ids=["few", "all"])
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_sanitizers_have_nothing_to_say(sanitizer, everything):
     reason = sanitize.unavailable_reason(sanitizer)
     if reason is not None:

@@ -59,7 +59,9 @@ def test_a_wrong_gradient_fails_in_every_row_that_holds_it_and_is_named():
 
 
 def test_a_wrong_fused_path_fails(monkeypatch):
-    monkeypatch.setattr(selfcheck, "CHAINS", {"3-1-2": selfcheck.CHAINS["3-1-2"]})
+    weights = (2, 1, 3, 3), (2, 2, 1, 1), (1, 2, 2, 2)
+    monkeypatch.setattr(selfcheck, "CHAINS", {"3-1-2": ("full", (2, 1, 5, 4), weights)})
+    monkeypatch.setattr(selfcheck, "CONVOLUTIONS", ())
 
     def chain(params, x, t):
         loss, _ = get_backend("numpy").mse(selfcheck._chain_forward(x, *params.values()), t)
@@ -69,7 +71,9 @@ def test_a_wrong_fused_path_fails(monkeypatch):
     assert {row.what for row in rows} == {"fused 3-1-2"}
 
 
-def test_a_backend_that_raises_is_a_failure_and_does_not_hide_the_others():
+def test_a_backend_that_raises_is_a_failure_and_does_not_hide_the_others(monkeypatch):
+    monkeypatch.setattr(selfcheck, "CONVOLUTIONS", selfcheck.CONVOLUTIONS[2:])
+
     def relu_forward(x):
         raise RuntimeError("no such kernel")
 
@@ -97,6 +101,7 @@ def test_a_function_that_a_backend_lacks_is_shown_and_is_no_failure(monkeypatch)
             self.backend = get_backend(backend, "softsign_forward", "softsign_backward")
 
     monkeypatch.setattr(selfcheck, "ACTIVATIONS", (Softsign,))
+    monkeypatch.setattr(selfcheck, "CONVOLUTIONS", ())
     rows = [row for row in selfcheck.run([broken()]) if row.what == "Softsign"]
     assert [row.failed for row in rows] == [False, False]
     assert "backend broken has no softsign_forward" in text(rows)

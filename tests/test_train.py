@@ -553,7 +553,8 @@ def test_rescaled_copies_follow_their_picture(pictures, tiny):
     assert len(more.index) > len(data.index)
 
 
-@pytest.mark.parametrize("backend", ["numpy", "cupy-emulated"])
+@pytest.mark.parametrize("backend", [
+    "numpy", pytest.param("cupy-emulated", marks=pytest.mark.slow)])
 def test_muon_resumes_bit_for_bit(pictures, tiny, monkeypatch, backend):
     reason = unavailable_reason(backend)
     if reason is not None:
