@@ -716,7 +716,9 @@ from minisrcnn.imaging.packed import find_sources, pack
 from minisrcnn.training.order import Shuffle, Stream
 from minisrcnn.training.pictures import load_data
 from minisrcnn.training.settings import TrainSettings, new_plan
-import minisrcnn.evaluate, scipy.ndimage
+import minisrcnn.evaluate, numpy, scipy.ndimage
+from minisrcnn.imaging.prepare import degrade
+degrade(numpy.zeros((600, 999), numpy.float32), 3)  # loads what is compiled of it, and LLVM
 before = peak()
 if sys.argv[1] == "pack":
     pack(find_sources(["many"]), "many.luma")
