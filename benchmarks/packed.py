@@ -60,10 +60,9 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def train(data: str, recipe: str, memory: int, what: str, steps: int) -> dict[str, float]:
-    """Train in this process; return milliseconds of a step, or the peak of memory, MB."""
+def begin(data: str, recipe: str, memory: int) -> tuple[Any, Any, Any]:
+    """Return what a training of 9-1-5 begins with: what makes its steps, its pictures, its plan."""
     from minisrcnn.engine.backends import choose_backend
-    from minisrcnn.training import order
     from minisrcnn.training.network import new_network
     from minisrcnn.training.pictures import load_data
     from minisrcnn.training.ranks import Ranks
@@ -73,29 +72,26 @@ def train(data: str, recipe: str, memory: int, what: str, steps: int) -> dict[st
     plan = new_plan(TrainSettings(data=data, recipe=recipe, backend="numba"))
     net = new_network(plan, choose_backend("numba"))
     loaded, _, plan = load_data(plan, lambda text: None, memory)
-    if what == "time" and recipe == "adam":
-        order.WINDOW //= _PART
-    windows = list(order.Shuffle(loaded.index, 0, loaded.weights).epoch(0))
     stepper = HostStepper(net, loaded, plan.recipe, Ranks())
     stepper.set_rates({name: 1e-6 for name in net.chain.layers if name.startswith("conv")})
-    if what == "peak":
-        windows = [order.Window(w.numbers[::_PART], w.codes[::_PART], w.images) for w in windows]
-        stream = order.Stream(iter(windows), loaded.expect)
-        for _ in range(sum(len(w.numbers) for w in windows) // plan.recipe.batch - 100):
-            loaded.patches(*stream.take(plan.recipe.batch), plan.recipe.input_size, 6)
-        stepper.stream = stream
-        for _ in range(100):
-            stepper.step()
-        loaded.close()
-        return {"peak": peak()}
+    return stepper, loaded, plan
+
+
+def time_steps(data: str, recipe: str, memory: int, steps: int) -> dict[str, float]:
+    """Train in this process; return milliseconds of a step, and the peak of memory, MB."""
+    from minisrcnn.training import order
+
+    stepper, loaded, plan = begin(data, recipe, memory)
     if recipe == "adam":
-        windows = windows[:_WINDOWS + 1]
+        order.WINDOW //= _PART
+        windows = list(order.Shuffle(loaded.index, 0, loaded.weights).epoch(0))[:_WINDOWS + 1]
         if memory == EVERYTHING:
             for image in np.concatenate([window.images for window in windows]):
                 loaded.inputs[image]
         warm, timed = (sum(len(w.numbers) for w in part) // plan.recipe.batch
                        for part in (windows[:1], windows[1:]))
     else:
+        windows = list(order.Shuffle(loaded.index, 0, loaded.weights).epoch(0))
         warm, timed = steps // 8, steps
     stepper.begin_epoch(iter(windows))
     for _ in range(warm):
@@ -107,6 +103,23 @@ def train(data: str, recipe: str, memory: int, what: str, steps: int) -> dict[st
     took = time.perf_counter() - start
     loaded.close()
     return {"ms": 1e3 * took / timed, "batch": plan.recipe.batch, "peak": peak()}
+
+
+def measure_peak(data: str, recipe: str, memory: int) -> dict[str, float]:
+    """Cut every 16th patch of an epoch in this process, and train a little; return the peak, MB."""
+    from minisrcnn.training import order
+
+    stepper, loaded, plan = begin(data, recipe, memory)
+    windows = [order.Window(w.numbers[::_PART], w.codes[::_PART], w.images)
+               for w in order.Shuffle(loaded.index, 0, loaded.weights).epoch(0)]
+    stream = order.Stream(iter(windows), loaded.expect)
+    for _ in range(sum(len(w.numbers) for w in windows) // plan.recipe.batch - 100):
+        loaded.patches(*stream.take(plan.recipe.batch), plan.recipe.input_size, 6)
+    stepper.stream = stream
+    for _ in range(100):
+        stepper.step()
+    loaded.close()
+    return {"peak": peak()}
 
 
 def child(*words: str) -> dict[str, float]:
@@ -160,7 +173,7 @@ def measure(rounds: int, pictures: int, steps: int, command: list[str]) -> Run:
             for case, who, data, recipe, memory in shuffled.sample(cases, len(cases)):
                 print(f"round {n + 1} of {rounds}: {case}, {who}", file=sys.stderr, flush=True)
                 with machine.noted(noise, case, n):
-                    found = child(data, recipe, str(memory), "time", str(steps))
+                    found = child("time", data, recipe, str(memory), str(steps))
                 row = rows.setdefault((case, who), Row(
                     "packed", case, case, int(found["batch"]), who))
                 row.samples.append([round(found["ms"], 5)])
@@ -171,7 +184,7 @@ def measure(rounds: int, pictures: int, steps: int, command: list[str]) -> Run:
                    for name, memory in BUDGETS.items())]
         for who, data, memory in peaks:
             print(f"peak of memory: {who}", file=sys.stderr, flush=True)
-            found = child(data, "adam", str(memory), "peak", str(steps))
+            found = child("peak", data, "adam", str(memory))
             rows[made, f"{who}, peak"] = Row("packed peak", made, made, pictures, who,
                                              peak_mb=round(found["peak"], 1))
     busy = max(busy, machine.others())
@@ -217,12 +230,15 @@ def table(run: Run) -> list[list[str]]:
 def main() -> None:
     """Be a training."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packed")
-    for name in ("data", "recipe", "memory", "what", "steps"):
+    for name in ("what", "data", "recipe"):
         parser.add_argument(name)
+    parser.add_argument("memory", type=int)
+    parser.add_argument("steps", type=int, nargs="?", default=STEPS)
     options = parser.parse_args()
     machine.use_checkout()
-    print(json.dumps(train(options.data, options.recipe, int(options.memory), options.what,
-                           int(options.steps))))
+    data, recipe, memory = options.data, options.recipe, options.memory
+    print(json.dumps(measure_peak(data, recipe, memory) if options.what == "peak"
+                     else time_steps(data, recipe, memory, options.steps)))
 
 
 if __name__ == "__main__":
