@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -76,6 +77,7 @@ class Server:
         server = self
         self.asked = []
         self.special = {}
+        self.sent = 0
         self.stop = threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
@@ -86,7 +88,20 @@ class Server:
                 if isinstance(fault, int) or body is None:
                     self.send_error(fault or 404)
                     return
+                if fault == "moved":  # with a body that requests would read into memory
+                    del server.special[self.path]
+                    self.send_response(302)
+                    self.send_header("Location", self.path)
+                    self.end_headers()
+                    with contextlib.suppress(ConnectionError):
+                        while server.sent < 256 << 20:
+                            self.wfile.write(bytes(1 << 20))
+                            server.sent += 1 << 20
+                    return
                 self.send_response(200)
+                while fault == "headers" and not server.stop.wait(0.02):
+                    self.send_header("X", "more")
+                    self.flush_headers()
                 if fault != "no length":
                     self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -228,7 +243,7 @@ def test_a_server_that_says_nothing(empty, monkeypatch):
 def test_a_server_that_falls_silent_half_way(server, monkeypatch):
     monkeypatch.setattr(datasets, "_TIMEOUT", (0.3, 0.3))
     server.special["/mirror/Test/Set14/1_GT.bmp"] = "stalls"
-    with pytest.raises(MinisrcnnError, match="no answer") as error:
+    with pytest.raises(MinisrcnnError, match="in time") as error:
         fetch("Set14", server.url, retries=0)
     assert "\n" not in str(error.value)
     assert cached() == {}
@@ -249,6 +264,21 @@ def test_a_server_that_sends_byte_after_byte(server, monkeypatch):
     assert cached() == {}
 
 
+def test_a_server_that_sends_header_after_header(server, monkeypatch):
+    monkeypatch.setattr(datasets, "_SECONDS", 0.2)
+    server.special["/mirror/Test/Set14/1_GT.bmp"] = "headers"
+    with pytest.raises(MinisrcnnError, match=r"takes over 0.2 s to download"):
+        fetch("Set14", server.url, retries=0)
+    assert cached() == {}
+
+
+def test_a_redirect_is_followed_without_its_body(server):
+    server.special["/mirror/Test/Set14/1_GT.bmp"] = "moved"
+    fetch("Set14", server.url, retries=0)
+    assert cached() == of("Set14")
+    assert server.sent < 256 << 20
+
+
 @pytest.mark.parametrize("fault", [404, "corrupted", "truncated", "stalls"])
 def test_no_password_is_printed(server, fault, monkeypatch):
     monkeypatch.setattr(datasets, "_TIMEOUT", (0.3, 0.3))
@@ -257,6 +287,27 @@ def test_no_password_is_printed(server, fault, monkeypatch):
         fetch("Set14", server.url.replace("//", "//ann:secret@"), retries=0)
     assert "secret" not in str(error.value)
     assert "ann" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", [
+    "bob:secret@127.0.0.1", "ftp://bob:secret@127.0.0.1", "http://bob:sec/secret@127.0.0.1",
+    "http://bob:#secret@127.0.0.1", "http://bob:secret@[::1"])
+def test_no_password_is_printed_of_an_address_that_cannot_be(empty, url):
+    with pytest.raises(MinisrcnnError, match=r"127.0.0.1|::1") as error:
+        fetch("Set14", url, retries=0)
+    assert "secret" not in str(error.value) and "bob" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["http://a..b", "http://127.0.0.1:99999999", "http://[::1"])
+def test_an_address_that_cannot_be(empty, url):
+    with pytest.raises(MinisrcnnError, match=r"^Set14: cannot download http://.*\(InvalidURL\)$"):
+        fetch("Set14", url, retries=0)
+
+
+def test_a_mirror_with_a_version_in_its_address_is_named_whole(empty):
+    url = f"http://127.0.0.1:{free_port()}/repository@main"
+    with pytest.raises(MinisrcnnError, match=f"no answer from the server for {url}/Test"):
+        fetch("Set14", url, retries=0)
 
 
 def test_leftovers_of_a_killed_download_go_at_the_next_start(server):
@@ -352,7 +403,7 @@ def test_killed_in_the_middle_of_a_download(server):
     process = subprocess.Popen([sys.executable, "-c", KILLED, server.url, entry.sha256])
     give_up = time.monotonic() + 600
     folder = cache_dir() / "Set14"
-    while not (folder.is_dir() and any(p.stat().st_size for p in folder.iterdir())):
+    while not (server.asked and any(folder.iterdir())):
         assert process.poll() is None
         assert time.monotonic() < give_up
         time.sleep(0.01)

@@ -20,11 +20,13 @@ import hashlib
 import importlib.util
 import logging
 import os
+import queue
+import re
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import MinisrcnnError, reason
 from .files import find_images
@@ -280,41 +282,60 @@ def load_datasets(
 
 def _download(url: str, target: str, pooch: object) -> None:
     """Download one file, no larger and no slower than a picture of the registry can be."""
+    # Of a server that sends header after header no timeout of requests makes an end.
+    outcome: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(url, outcome), daemon=True).start()
+    try:
+        received = outcome.get(timeout=_SECONDS)
+    except queue.Empty:
+        raise MinisrcnnError(f"{_without_password(url)} takes over {_SECONDS} s to download, "
+                             "want a faster server") from None
+    if isinstance(received, Exception):
+        raise received
+    Path(target).write_bytes(received)
+
+
+def _receive(url: str, outcome: queue.SimpleQueue[bytes | Exception]) -> None:
+    """Put what a server sends, or what went wrong, into a queue."""
     import requests
     import urllib3
 
-    # Asked for as it is: a compressed body could unpack to any size.
-    headers = {"Accept-Encoding": "identity"}
-    deadline = time.monotonic() + _SECONDS
-    received = 0
-    with requests.get(url, timeout=_TIMEOUT, stream=True, headers=headers) as response:
-        response.raise_for_status()
-        with open(target, "wb", buffering=0) as file:
-            while True:
-                try:
-                    piece = response.raw.read1(1 << 16)  # what has arrived, without waiting for all
-                except urllib3.exceptions.ReadTimeoutError as error:
-                    raise requests.ConnectionError(error) from error
-                except urllib3.exceptions.HTTPError as error:
-                    raise requests.exceptions.ChunkedEncodingError(error) from error
-                if not piece:
-                    return
-                received += len(piece)
-                if received > _LARGEST:
+    def close_redirect(response: requests.Response, **_: object) -> None:
+        if response.is_redirect:  # requests would read its body, of any size
+            response.close()
+
+    deadline = time.monotonic() + _SECONDS  # nobody waits for longer
+    body = bytearray()
+    try:
+        # Asked for as it is: a compressed body could unpack to any size.
+        with requests.get(url, timeout=_TIMEOUT, stream=True, hooks={"response": close_redirect},
+                          headers={"Accept-Encoding": "identity"}) as response:
+            response.raise_for_status()
+            while piece := response.raw.read1(1 << 16):  # what has arrived, without waiting for all
+                body += piece
+                if len(body) > _LARGEST:
                     raise MinisrcnnError(
                         f"{_without_password(url)} has over {_LARGEST >> 20} MB, want a picture "
                         "of the registry")
                 if time.monotonic() > deadline:
-                    raise MinisrcnnError(
-                        f"{_without_password(url)} takes over {_SECONDS} s to download, "
-                        "want a faster server")
-                file.write(piece)
+                    return
+        outcome.put(bytes(body))
+    except (requests.RequestException, MinisrcnnError) as error:
+        outcome.put(error)
+    except urllib3.exceptions.ReadTimeoutError as error:
+        outcome.put(requests.Timeout(error))
+    except ValueError as error:  # an address that cannot be, here or in a redirect
+        outcome.put(requests.exceptions.InvalidURL(error))
+    except urllib3.exceptions.HTTPError as error:
+        outcome.put(requests.exceptions.ChunkedEncodingError(error))
+    except Exception as error:
+        outcome.put(MinisrcnnError(
+            f"{_without_password(url)} cannot be downloaded ({reason(error)})"))
 
 
 def _without_password(url: str) -> str:
-    """Return a URL as it may be printed: without user and password."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    """Return a URL as it may be printed: without user and password, even one with a slash in it."""
+    return re.sub(r"^(https?://)([^/?#]*|[^/?#:]*:(?!\d*[/?#]).*)@", r"\1", url)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -360,7 +381,7 @@ def fetch(
     base = (base_url or os.environ.get("MINISRCNN_DATA_URL") or _registry()[0]).rstrip("/")
     if not base.startswith(("http://", "https://")):
         raise MinisrcnnError(
-            f"MINISRCNN_DATA_URL is {_without_password(base)}, want http:// or https://")
+            f"MINISRCNN_DATA_URL is {base.rpartition('@')[2]}, want http:// or https://")
     cache = cache_dir()
     downloads = pooch.create(
         path=cache,
@@ -385,6 +406,11 @@ def fetch(
             raise MinisrcnnError(f"{name}: the server does not answer in time for {url}") from None
         except requests.exceptions.ChunkedEncodingError:
             raise MinisrcnnError(f"{name}: the download breaks off at {url}") from None
+        except requests.exceptions.SSLError:
+            raise MinisrcnnError(
+                f"{name}: the server's certificate is not accepted for {url}") from None
+        except requests.exceptions.ProxyError:
+            raise MinisrcnnError(f"{name}: no answer from the proxy for {url}") from None
         except requests.ConnectionError:
             raise MinisrcnnError(f"{name}: no answer from the server for {url}") from None
         except requests.RequestException as error:
