@@ -443,20 +443,45 @@ def test_no_two_streams_race(emulated, images, per_thread):
             a.parameters["conv1.bias"].fill(0.25)
             a.step()
             b.load_state(a.state, a.steps)
+            a.step()  # overwrites what b has copied
             b.step()
             a.read_loss()
             emulated.to_numpy(b.parameters["conv1.weight"])
     assert not [str(race) for race in races]
 
 
+def test_images_may_be_overwritten_at_once(emulated, monkeypatch):
+    """CUDA may read the host's memory after ``set`` has returned: here, before the next step."""
+    rng = np.random.default_rng(0)
+    x, t = rng.random((N, 1, SIZE, SIZE)), rng.random((N, 1, LABEL, LABEL))
+    made, want = (emulated.DeviceTrainer(
+        network(emulated).parameters, list(np.zeros_like(x)), list(np.zeros_like(t)),
+        np.array([(0, 0, 0), (1, 0, 0)]), batch_size=N, patch_size=SIZE, lr=RATES)
+        for _ in range(2))
+    queued = []
+    with monkeypatch.context() as patch:
+        patch.setattr(emulated.xp.ndarray, "set",
+                      lambda a, host, stream=None: queued.append((a, host)))
+        made.load_images(x, t)
+    want.load_images(x.copy(), t.copy())
+    x[:], t[:] = 0, 0  # the next batch is made in the same memory
+    for a, host in queued:
+        a.set(host)
+    for each in (made, want):
+        each.load_order(np.arange(N))
+        each.step()
+    assert made.read_loss() == want.read_loss() > 0
+
+
 def test_a_missing_wait_is_found(emulated):
     xp = emulated._backend.xp
-    with ordering.watch() as races:
-        stream = xp.cuda.Stream(non_blocking=True)
-        a = xp.zeros(4)
-        with stream:
-            a.fill(1)
-    assert [race.second.what for race in races] == ["fill"]
+    for name in ("fill", "sum"):
+        with ordering.watch() as races:
+            stream = xp.cuda.Stream(non_blocking=True)
+            a = xp.zeros(4)
+            with stream:
+                getattr(a, name)(*[1] * (name == "fill"))
+        assert [race.second.what for race in races] == [name]
     with ordering.watch() as races:
         stream = xp.cuda.Stream(non_blocking=True)
         a = xp.zeros(4)

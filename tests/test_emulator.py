@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -381,6 +382,20 @@ def test_a_graph_whose_arrays_are_gone_is_refused(double):
         del y
         with pytest.raises(KernelError, match="freed"):
             graph.launch()
+
+
+def test_the_current_stream_is_that_of_the_thread_and_the_one_before_comes_back():
+    current = xp.cuda.get_current_stream
+    one, other = xp.cuda.Stream(), xp.cuda.Stream()
+    with one:
+        with other:
+            with one:
+                pass
+            assert current() is other
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(current).result() is xp.cuda.Stream.null
+        assert current() is one
+    assert current() is xp.cuda.Stream.null
 
 
 # ---------------------------------------------------------------------------------------- arrays

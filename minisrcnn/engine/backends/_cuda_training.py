@@ -100,8 +100,9 @@ class DeviceTrainer:
     Notes
     -----
     Work is queued on a stream of its own, in order with what was queued on the caller's current
-    stream before. :attr:`parameters`, :attr:`state` and :meth:`read_loss` wait for it, the host
-    does not wait in :meth:`step`. A trainer that is dropped waits for its work first.
+    stream before. :attr:`parameters`, :attr:`state`, :meth:`load_state` and :meth:`read_loss` wait
+    for it, the host does not wait in :meth:`step`. What was loaded may be overwritten at once. A
+    trainer that is dropped waits for its work first.
     """
 
     backend: ClassVar[CudaBackend]
@@ -166,10 +167,11 @@ class DeviceTrainer:
 
         xp, dtype = self.backend.xp, pairs[0][0].dtype
         self.stream = xp.cuda.Stream()
+        weakref.finalize(self, self.stream.synchronize)  # memory is freed after its last use
         self._follow_caller()
         with self.stream:
-            self._inputs = self._upload(inputs, dtype, geometry[:, :3])
-            self._labels = self._upload(labels, dtype, geometry[:, 3:])
+            self._inputs = self._upload(inputs, dtype, geometry[:, :3], C)
+            self._labels = self._upload(labels, dtype, geometry[:, 3:], F)
             self._geometry = xp.asarray(geometry)
             self._table = xp.asarray(np.ascontiguousarray(table, np.int32))
             self._order = xp.zeros((self.batches * len(self.images), 2), np.int32)
@@ -197,7 +199,6 @@ class DeviceTrainer:
                 self.backend, self._sums, self._flat, self._params, self._lr, self._counters,
                 momentum, betas, eps))
         self.stream.synchronize()  # from here on the caller may overwrite what was copied
-        weakref.finalize(self, self.stream.synchronize)  # memory is freed after its last use
         self._graphs: list[Any] = []
         self._warm = self._loaded = False
         self._since_reading = 0
@@ -228,9 +229,8 @@ class DeviceTrainer:
                                  f"to {bound - 1}")
         pairs = np.stack([order, codes], axis=1).reshape(self.batches, self.batch_size, 2)
         both = np.ascontiguousarray(pairs[:, self.images], np.int32).reshape(-1, 2)
-        with self.stream:
-            self._order.set(both, stream=self.stream)
-            self._counters[:1] = 0
+        self._send(both, self._order)
+        self._begin_order()
         self._loaded = True
 
     def load_images(self, inputs: NDArray[Any], labels: NDArray[Any]) -> None:
@@ -247,10 +247,8 @@ class DeviceTrainer:
                                    ("labels", self._labels, labels)):
             if images.size != flat.size:
                 raise ValueError(f"{name} has {images.size} numbers, want {flat.size}")
-            with self.stream:
-                flat.set(np.ascontiguousarray(images, flat.dtype).ravel(), stream=self.stream)
-        with self.stream:
-            self._counters[:1] = 0
+            self._send(np.ascontiguousarray(images, flat.dtype).ravel(), flat)
+        self._begin_order()
 
     def step(self) -> None:
         """Queue one training step; returns at once, unless gradients are gathered by the host.
@@ -281,9 +279,7 @@ class DeviceTrainer:
 
     def set_learning_rate(self, lr: float | Mapping[str, float]) -> None:
         """Use another learning rate from the next step on; given as to the constructor."""
-        rates = self._rates(lr)
-        with self.stream:
-            self._lr.set(rates.astype(self._lr.dtype), stream=self.stream)
+        self._send(self._rates(lr).astype(self._lr.dtype), self._lr)
 
     def read_loss(self) -> float:
         """Return the mean loss of the steps since the last reading; waits for the device.
@@ -336,6 +332,7 @@ class DeviceTrainer:
             for name, value in state.items():
                 own[name][...] = self.backend.asarray(value, own[name].dtype)
             self._counters[1:] = steps
+        self.stream.synchronize()  # from here on the caller may overwrite what was copied
         self.steps = steps
 
     def _follow_caller(self) -> None:
@@ -347,6 +344,20 @@ class DeviceTrainer:
         caller = self.backend.xp.cuda.get_current_stream()
         if caller.ptr != 0:
             self.stream.wait_event(caller.record())
+
+    def _send(self, values: NDArray[Any], to: Array) -> None:
+        """Copy from the host, which may overwrite ``values`` at once.
+
+        CuPy copies them to pinned memory first, which it keeps until they are on the device. With
+        ``to.set(values)`` the driver would read them, and CUDA does not promise that it has done so
+        when the call returns.
+        """
+        with self.stream:
+            to[...] = self.backend.xp.asarray(values)
+
+    def _begin_order(self) -> None:
+        with self.stream:
+            self._counters[:1] = 0
 
     def _record_step(self) -> list[Any]:
         """Record a step, as one graph; as two where gradients are gathered between them."""
@@ -458,11 +469,12 @@ class DeviceTrainer:
                              f"{H[row]}x{W[row]} pixels")
 
     def _upload(
-        self, images: Sequence[NDArray[Any]], dtype: Any, geometry: NDArray[np.int64]
+        self, images: Sequence[NDArray[Any]], dtype: Any, geometry: NDArray[np.int64],
+        channels: int,
     ) -> Array:
         """Lay images one after another on the device; one at a time is held on the host."""
-        last = len(images) - 1
-        flat = self.backend.xp.empty(int(geometry[last, 0]) + images[last].size, dtype)
+        start, H, W = geometry[-1].tolist()
+        flat = self.backend.xp.empty(start + channels * H * W, dtype)
         for start, image in zip(geometry[:, 0].tolist(), images, strict=True):
             flat[start:start + image.size] = self.backend.xp.asarray(
                 np.ascontiguousarray(image, dtype).ravel())

@@ -191,6 +191,8 @@ def forwarded(name: str, function: Callable) -> Callable:
         args = unwrap(args)
         kwargs = {key: unwrap(value) for key, value in kwargs.items()}
         result = function(*args, **kwargs)
+        if isinstance(result, np.generic):
+            result = np.asarray(result)
         if isinstance(result, np.ndarray):
             given = (*args, *kwargs.values(), getattr(function, "__self__", None))
             inputs = [a for a in given if isinstance(a, np.ndarray)]

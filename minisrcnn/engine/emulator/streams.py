@@ -7,6 +7,7 @@ keeps account of what the streams, events and waits order.
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -111,15 +112,15 @@ class Stream:
         self._capture: Graph | None = None
 
     def __enter__(self) -> Stream:
-        _stack.append(self)
+        _entered.streams.append(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        _stack.remove(self)
+        _entered.streams.pop()
 
     def use(self) -> Stream:
         """Make this the current stream."""
-        _stack[-1] = self
+        _entered.streams[-1] = self
         return self
 
     @property
@@ -171,7 +172,16 @@ class Stream:
 
 
 Stream.null = Stream(null=True)
-_stack = [Stream.null]  # the current stream is the last
+
+
+class _Entered(threading.local):
+    """The streams that a thread has entered: its current one is the last."""
+
+    def __init__(self) -> None:
+        self.streams = [Stream.null]
+
+
+_entered = _Entered()
 capturing: list[Stream] = []
 
 
@@ -193,7 +203,7 @@ class Event:
         """Record the event on a stream."""
         self._time = time.perf_counter()
         if ordering.current is not None:
-            self._clock = dict(ordering.current.clock(stream or _stack[-1]))
+            self._clock = dict(ordering.current.clock(stream or get_current_stream()))
 
     def synchronize(self) -> None:
         """Wait for the event, which is not allowed during a capture."""
@@ -212,7 +222,7 @@ def get_elapsed_time(start_event: Event, end_event: Event) -> float:
 
 def get_current_stream(device_id: int = -1) -> Stream:
     """Return the stream that launches go to."""
-    return _stack[-1]
+    return _entered.streams[-1]
 
 
 def owner(a: np.ndarray) -> np.ndarray:
@@ -228,7 +238,7 @@ def submit(
     stream: Stream | None = None,
 ) -> None:
     """Execute what a kernel does, or record it where the stream is being captured."""
-    stream = stream or _stack[-1]
+    stream = stream or get_current_stream()
     if stream._capture is not None:
         stream._capture._calls.append(_Call(
             run, [weakref.ref(owner(a)) for a in reads], [weakref.ref(owner(a)) for a in writes],
@@ -248,13 +258,13 @@ def note(
 ) -> None:
     """Keep account of an operation, where somebody watches (see ``ordering``)."""
     if ordering.current is not None:
-        ordering.current.operation(stream or _stack[-1], [owner(a) for a in reads],
+        ordering.current.operation(stream or get_current_stream(), [owner(a) for a in reads],
                                    [owner(a) for a in writes], what)
 
 
 def not_while_capturing(what: str) -> None:
     """Allocation, and copies from and to the host, cannot be part of a graph."""
-    if _stack[-1]._capture is not None:
+    if get_current_stream()._capture is not None:
         error = CUDARuntimeError(900)
         error.args = (f"{error.args[0]} ({what})",)
         raise error
