@@ -596,6 +596,23 @@ def test_batches_that_are_sent_give_the_bits_of_pictures_on_the_device(pictures,
         np.testing.assert_array_equal(found[1][1][name], value)
 
 
+def test_a_rank_without_a_chunk_is_sent_no_patches(pictures, tiny):
+    """The last of five GPUs, of which the others have two of a batch's eight chunks each."""
+    if (reason := unavailable_reason("cupy-emulated")) is not None:
+        pytest.skip(reason)
+    recipe = replace(tiny, batch=8)
+    plan = Plan(str(pictures), 2, "5-1-3", 0, "cupy-emulated", recipe)
+    data, _, _ = load_data(plan, quiet)
+    ranks = Ranks()
+    ranks.rank, ranks.size = 4, 5
+    network = new_network(plan, get_backend("cupy-emulated"))
+    stepper = SentStepper(network, data, recipe, ranks, lambda rows, stream: None)
+    stepper.begin_epoch(iter([Window(np.arange(16), np.arange(16) % 8)]))
+    for _ in range(2):
+        stepper.step()
+    assert stepper.trainer.images.size == 0 and stepper.losses() == [0]
+
+
 @pytest.mark.parametrize(("optimizer", "device"), [
     ("muon", "cupy-emulated"), ("sgd", "cupy-emulated"),
     pytest.param("muon", "cupy", marks=pytest.mark.gpu),

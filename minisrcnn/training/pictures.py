@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -102,7 +103,9 @@ class Data:
         rows = self.index[numbers]
 
         def cut(images: Sequence[NDArray[Any]], size: int, offset: int) -> NDArray[Any]:
-            patches = gather(images, rows, size, offset=offset).reshape(len(rows), -1, size, size)
+            patches = gather(images, rows, size, offset=offset)
+            C = math.prod(patches.shape[1:-2])  # no -1 below: there may be no patches
+            patches = patches.reshape(len(rows), C, size, size)
             if codes is None:
                 return patches
             turned = augment(patches.reshape(-1, size, size), np.repeat(codes, patches.shape[1]))
