@@ -252,6 +252,7 @@ def _torch(tf32: bool, case: Case, threads: int) -> Prepared:
 
 def _torch_graph(torch: Any, step: Call) -> Call:
     side_stream = torch.cuda.Stream()
+    side_stream.wait_stream(torch.cuda.current_stream())  # the operands may be on their way
     with torch.cuda.stream(side_stream):
         for _ in range(3):
             step()

@@ -97,7 +97,7 @@ def parts(folder: Path, backend: str, reason: str) -> list[Part]:
 
 
 def check_small(backend: str) -> None:
-    """Run every kernel on small shapes, without a memory pool, and compare with float64.
+    """Run the columns of the benchmark on small shapes, without a memory pool; check the results.
 
     Raises
     ------

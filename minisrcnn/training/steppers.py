@@ -310,5 +310,5 @@ def new_stepper(
     if kind is SentStepper:
         say(f"The pictures have {pixels / 1e6:,.0f} million pixels, and up to "
             f"{_MOST_ON_DEVICE / 1e6:,.0f} million stay on the device: it is sent the batches.")
-    # One device may have too little memory; all else above is the same on all ranks.
+    # A picture may be damaged on one rank alone; all else above is the same on all ranks.
     return ranks.run_everywhere(lambda: kind(net, data, recipe, ranks, gather))
