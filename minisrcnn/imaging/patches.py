@@ -465,7 +465,8 @@ def augment(patches: Array, code: int | NDArray[np.integer]) -> Array:
         raise ValueError(f"code is {codes.min()} to {codes.max()}, want 0 to 7")
     N, size, _ = patches.shape
     places = _symmetries(size)[np.broadcast_to(codes, N)]
-    return np.take_along_axis(patches.reshape(N, size * size), places, axis=1).reshape(patches.shape)
+    turned = np.take_along_axis(patches.reshape(N, size * size), places, axis=1)
+    return turned.reshape(patches.shape)
 
 
 @lru_cache(maxsize=8)
