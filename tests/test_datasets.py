@@ -291,7 +291,7 @@ def test_no_password_is_printed(server, fault, monkeypatch):
 
 @pytest.mark.parametrize("url", [
     "bob:secret@127.0.0.1", "ftp://bob:secret@127.0.0.1", "http://bob:sec/secret@127.0.0.1",
-    "http://bob:#secret@127.0.0.1", "http://bob:secret@[::1"])
+    "http://bob:se#secret@127.0.0.1", "http://bob:secret@[::1"])
 def test_no_password_is_printed_of_an_address_that_cannot_be(empty, url):
     with pytest.raises(MinisrcnnError, match=r"127.0.0.1|::1") as error:
         fetch("Set14", url, retries=0)
