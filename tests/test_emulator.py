@@ -291,6 +291,20 @@ def test_what_is_compiled_is_found_again_and_anything_else_is_not(monkeypatch, t
 
 
 @needs_compiler
+@pytest.mark.parametrize("damage", [
+    lambda whole: b"", lambda whole: b"no library", lambda whole: whole[:-1000],
+    lambda whole: whole[:-1] + bytes([whole[-1] ^ 1])])
+def test_a_damaged_library_is_compiled_anew(monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("MINISRCNN_CACHE", str(tmp_path))
+    code = 'extern "C" __global__ void k(float* y) { y[0] = 5; }'
+    library = build.compile_library(code)
+    library.write_bytes(damage(library.read_bytes()))
+    damaged = library.read_bytes()
+    assert list(build.load(code)) == ["k"]
+    assert library.read_bytes() != damaged
+
+
+@needs_compiler
 def test_two_processes_may_compile_the_same_kernel_at_once(tmp_path):
     program = textwrap.dedent("""
         import numpy as np

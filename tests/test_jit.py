@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -73,6 +74,18 @@ def test_damaged_file_is_compiled_anew(folder, place):
     assert run(kernel) == [0, 2] and not was_loaded(kernel)
     again = fresh()
     assert run(again) == [0, 2] and was_loaded(again), "the damaged file was not replaced"
+
+
+def test_code_on_a_disk_that_cannot_be_written_is_loaded(folder, monkeypatch):
+    run(fresh())
+
+    def refuse(*args):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("utime", "replace"):
+        monkeypatch.setattr(os, name, refuse)
+    kernel = fresh()
+    assert run(kernel) == [0, 2] and was_loaded(kernel)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders have no modes here")

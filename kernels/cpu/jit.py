@@ -154,7 +154,8 @@ class _Store:
             if hashlib.sha256(data).digest() != digest:
                 return None
             result = CompileResult._rebuild(target_context, *_Unpickler(io.BytesIO(data)).load())
-            os.utime(path)
+            with contextlib.suppress(OSError):  # of a disk that is read only
+                os.utime(path)
         except Exception:  # whatever is wrong with the file, compiling is the cure
             return None
         return result

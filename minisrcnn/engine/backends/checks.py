@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 from ...arguments import check_integer, check_number, describe
@@ -228,7 +229,8 @@ def check_elements(name: str, shape: tuple[int, ...]) -> None:
 def check_array(name: str, a: Any, dims: tuple[str, ...] | None, accepts: Accepts) -> None:
     """Check type, dtype, dimensions (None: any), size and order of one array."""
     if not isinstance(a, accepts.array_type):
-        wanted = f"{accepts.array_type.__module__.split('.')[0]}.{accepts.array_type.__name__}"
+        public = takewhile(lambda part: part[0] != "_", accepts.array_type.__module__.split("."))
+        wanted = ".".join([*public, accepts.array_type.__name__])
         raise TypeError(f"{name} is {describe(a)}, want a {wanted}")
     if _name_of(a.dtype) not in accepts.dtypes:
         raise TypeError(f"{name} has dtype {a.dtype}, want {' or '.join(accepts.dtypes)}")

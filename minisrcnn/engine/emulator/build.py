@@ -349,7 +349,7 @@ def compile_library(
     parts += [HEADER.read_text(), str(HEADER), Path(__file__).read_text()]
     parts.append(_compiler_version(tuple(command)))
     library = folder / (hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32] + ".so")
-    if library.exists():
+    if _is_whole(library):
         return library
     source = library.with_suffix(".cpp")
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as work:
@@ -358,9 +358,21 @@ def compile_library(
         done = _run([*command, *flags, str(new_source), "-o", str(new_library)])
         if done.returncode:
             raise CompileError(done.stderr.strip())
+        digest = hashlib.sha256(new_library.read_bytes()).digest()
+        with open(new_library, "ab") as file:  # what follows its sections is never loaded
+            file.write(digest)
         new_source.replace(source)  # kept, for whoever wants to see what was compiled
         new_library.replace(library)
     return library
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library is there, undamaged: with the SHA-256 of the rest at its end."""
+    try:
+        data = library.read_bytes()
+    except FileNotFoundError:
+        return False
+    return hashlib.sha256(data[:-32]).digest() == data[-32:]
 
 
 class _Kernel(ctypes.Structure):
