@@ -85,9 +85,11 @@ def _too_full(folder: Path) -> str:
 def _private(folder: Path) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or not is_private(found):
+    is_folder = stat.S_ISDIR(found.st_mode)
+    if not is_folder or not is_private(found):
+        cure = "chmod 700 it, or " if is_folder and found.st_uid == user() else ""
         raise Refused(
             f"will not load compiled kernels from {folder}: it is not a folder of yours alone "
-            f"(owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}); chmod 700 it, or set "
+            f"(owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}); {cure}set "
             "MINISRCNN_CACHE to a folder of yours")
     return folder
