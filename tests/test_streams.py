@@ -156,6 +156,23 @@ def test_two_interrupts_leave_a_model(place):
     assert load_model("run/model.safetensors").scale == 2
 
 
+def test_an_interrupt_while_the_command_is_loaded(place):
+    Path("typer.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run([sys.executable, "-m", "minisrcnn", "models"], capture_output=True,
+                          text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "minisrcnn: interrupted\n")
+
+
+def test_an_interrupt_while_the_process_ends(place):
+    code = """
+import atexit, os, runpy, signal
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+runpy.run_module("minisrcnn", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT and done.stderr == ""
+
+
 def test_a_terminal_that_goes_away(place):
     """The bar is drawn on a terminal whose other end is closed: training goes on."""
     import pty

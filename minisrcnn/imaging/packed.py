@@ -301,6 +301,8 @@ def pack(
         _remove(work)
     except OSError as error:
         raise MinisrcnnError(f"{out}: cannot be written ({reason(error)})") from None
+    if not done.pictures:
+        raise MinisrcnnError(f"{out}: none of the {len(sources)} pictures can be read")
     return done
 
 
@@ -348,14 +350,15 @@ def _pack(
                 packed.pictures += 1
             if progress is not None:
                 progress(number + 1, len(sources))
-        if not packed.pictures:
-            raise MinisrcnnError(f"{out}: none of the {len(sources)} pictures can be read")
         index = np.array(factors, "<f8").tobytes() + records + names
         fields = _FIELDS.pack(_MAGIC, _VERSION, len(factors), packed.pictures, packed.planes,
                               _HEADER + packed.pixels)
         pixels.truncate(_HEADER + packed.pixels)  # an index may follow, of a pack that was killed
         pixels.write(index)
         pixels.flush()
+    if not packed.pictures:  # what could not be read is tried anew the next time
+        (work / "pixels").unlink()
+        return packed
     with open(work / "pixels", "r+b") as file:
         file.write(fields + hashlib.sha256(fields + index).digest())
         file.flush()
