@@ -23,6 +23,7 @@ from minisrcnn.imaging.files import write_image
 from minisrcnn.imaging.packed import find_sources, pack
 from minisrcnn.training import loop
 from minisrcnn.training import ranks as ranks_of_mpi
+from minisrcnn.training.gather import VARIABLE, ByHost, ByMPI, ByNCCL, choose_gather
 from minisrcnn.training.loop import train
 from minisrcnn.training.ranks import MPIRanks, Ranks, find_ranks
 from minisrcnn.training.settings import TrainSettings
@@ -264,6 +265,32 @@ def test_pictures_that_one_rank_lacks_are_one_line(place):
     assert done.stderr.endswith("minisrcnn: nowhere: neither a folder nor a packed set nor T91 "
                                 "(on rank 1)\n") and "Traceback" not in done.stderr
     assert not (place / "lacking").exists()
+
+
+def gather_asked_for(monkeypatch, asked):
+    monkeypatch.setenv(VARIABLE, asked)
+    for way in (ByNCCL, ByMPI):
+        monkeypatch.setattr(way, "unavailable_reason", lambda shared: "it is not installed")
+    said = []
+    backend = SimpleNamespace(device_address=lambda: "0", xp=SimpleNamespace(cuda=None))
+    return choose_gather(backend, Ranks(), said.append), said
+
+
+def test_a_way_to_gather_is_asked_for(monkeypatch):
+    chosen, said = gather_asked_for(monkeypatch, "host")
+    assert isinstance(chosen, ByHost)
+    assert said == ["Gradients go from GPU to GPU through the memory of the host."]
+    _, said = gather_asked_for(monkeypatch, "")  # as if it were not set
+    assert "; not nccl: it is not installed" in said[0]
+
+
+@pytest.mark.parametrize("asked, says", [
+    ("nccl", "is nccl, which cannot be used: it is not installed"),
+    ("post", "is 'post', want one of nccl, mpi, host"),
+])
+def test_a_way_to_gather_that_there_is_not_is_refused(monkeypatch, asked, says):
+    with pytest.raises(MinisrcnnError, match=says):
+        gather_asked_for(monkeypatch, asked)
 
 
 @pytest.mark.parametrize("name, says", [

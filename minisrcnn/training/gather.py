@@ -146,7 +146,7 @@ def choose_gather(backend: ModuleType, ranks: Ranks, say: Say) -> Gather:
     if shared:
         say(f"Warning: {ranks.size} ranks share {len(devices)} GPU{'s' * (len(devices) > 1)}, want "
             "one for each.")
-    asked = ranks.run_on_first(lambda: os.environ.get(VARIABLE))
+    asked = ranks.run_on_first(lambda: os.environ.get(VARIABLE) or None)
     if asked is not None and asked not in WAYS:
         raise MinisrcnnError(f"{VARIABLE} is {asked!r}, want one of {', '.join(WAYS)}")
     refused = []

@@ -180,7 +180,7 @@ def plan_convolution(shape: tuple[int, int, int, int], dtype: np.dtype[Any]) -> 
     ------
     ValueError
         If one channel of the kernel and its patch do not fit into 48 KB of shared memory, which
-        kernels up to about 50 x 50 do.
+        kernels up to 78 x 78 do in float32, 55 x 55 in float64.
     """
     F, C, KH, KW = shape
     return ConvPlan(
