@@ -332,6 +332,7 @@ def test_training_learns_and_leaves_the_network_alone(device):
     ({"lr": {**RATES, "conv9": 1.0}}, "lr has the key 'conv9', want layers or parameters of"),
     ({"optimizer": "lbfgs"}, "optimizer is 'lbfgs', want one of sgd, adam, dct-adam, muon"),
     ({"momentum": 1.0}, "momentum is 1.0, want"),
+    ({"ranks": 2}, "gather is None, want"),
 ])
 def test_wrong_settings_are_named(device, images, change, message):
     with pytest.raises(ValueError, match=message):

@@ -290,7 +290,8 @@ class _Run:
         return stop
 
     def _read_losses(self) -> None:
-        # One after another: so the sum is the same bit for bit wherever a run was broken.
+        # One after another: so the sum is the same bit for bit wherever a run was broken, but for
+        # the last digits on a device, which adds up the losses between two readings by itself.
         losses = self.stepper.losses()
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):

@@ -141,6 +141,8 @@ class DeviceTrainer:
         if gather is not None and self.batch_size < CHUNKS:
             raise ValueError(f"batch_size is {batch_size}, want at least {CHUNKS} for several "
                              "devices")
+        if gather is None and ranks > 1:
+            raise ValueError(f"gather is None, want one for {ranks} devices")
         share = Share.of_rank(self.batch_size, rank, ranks)
         #: Which patches of a batch are worked on here.
         self.images = np.array(share.images, np.intp)

@@ -98,7 +98,6 @@ class Stream:
     """A stream: here, a place where launches can be captured."""
 
     null: ClassVar[Stream]
-    ptds: ClassVar[Stream]
 
     def __init__(
         self,
