@@ -101,8 +101,8 @@ class DeviceTrainer:
     -----
     Work is queued on a stream of its own, in order with what was queued on the caller's current
     stream before. :attr:`parameters`, :attr:`state`, :meth:`load_state` and :meth:`read_loss` wait
-    for it, the host does not wait in :meth:`step`. What was loaded may be overwritten at once. A
-    trainer that is dropped waits for its work first.
+    for it, the host does not wait in :meth:`step`. What was loaded may be overwritten at once, if
+    it does not lie in pinned memory. A trainer that is dropped waits for its work first.
     """
 
     backend: ClassVar[CudaBackend]
@@ -350,9 +350,9 @@ class DeviceTrainer:
     def _send(self, values: NDArray[Any], to: Array) -> None:
         """Copy from the host, which may overwrite ``values`` at once.
 
-        CuPy copies them to pinned memory first, which it keeps until they are on the device. With
-        ``to.set(values)`` the driver would read them, and CUDA does not promise that it has done so
-        when the call returns.
+        CuPy copies them to pinned memory first (if they are not there already), which it keeps
+        until they are on the device. With ``to.set(values)`` the driver would read them, and CUDA
+        does not promise that it has done so when the call returns.
         """
         with self.stream:
             to[...] = self.backend.xp.asarray(values)
