@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from minisrcnn import SRCNN, cli
 from minisrcnn.checkpoint import load_model, save_model
+from minisrcnn.commands.terminal import add_row, new_table, print_table
 from minisrcnn.errors import printable
 from minisrcnn.exchange.folders import write_folder
 from minisrcnn.imaging.files import write_image
@@ -185,6 +187,16 @@ def test_a_terminal_that_goes_away(place):
     os.close(other)
     assert child.wait(900) == 0
     assert load_model("run/model.safetensors").metadata["epochs"] == "12"
+
+
+@pytest.mark.parametrize("width", [0, 1, 20, 40, 80])
+def test_a_narrow_terminal_cuts_no_number(monkeypatch, capsys, width):
+    monkeypatch.setattr("minisrcnn.commands.terminal.console",
+                        lambda: Console(force_terminal=True, width=width))
+    table = new_table("picture", *["model dB"] * 5, left=("picture",))
+    add_row(table, "a name that is long enough to be folded", *["38.2664"] * 5)
+    print_table(table)
+    assert capsys.readouterr().out.count("38.2664") == 5
 
 
 # --- names --------------------------------------------------------------------------------------

@@ -240,14 +240,14 @@ def add_row(table: Table, *cells: str, style: str | None = None) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table and an empty line; where it is not a terminal, as plain whole lines."""
+    """Print a table and an empty line; as plain whole lines where a terminal would cut numbers."""
     terminal = console()
-    if terminal.is_terminal:
+    wanted = terminal.measure(table, options=terminal.options.update(max_width=120))
+    if terminal.is_terminal and terminal.width >= wanted.minimum:
         terminal.print(table)
         terminal.print()
         return
-    wanted = terminal.measure(table, options=terminal.options.update(max_width=120)).maximum
-    terminal.width = max(terminal.width, 80, wanted)
+    terminal.width = max(terminal.width, 80, wanted.maximum)
     with terminal.capture() as capture:
         terminal.print(table)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n")
