@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
          *sorted((ROOT / "kernels").rglob("*.md"))]
 CHEAP = {"minisrcnn info", "minisrcnn --version", "minisrcnn data list"}
-TOOLS = {"git", "python", "pip", "pytest", "ruff", "mypy", "minisrcnn", "cd", ".", "uv"}
+TOOLS = {"git", "python", "pip", "pytest", "ruff", "mypy", "minisrcnn", "cd", ".", "uv", "cat",
+         "sbatch"}
 
 
 @dataclass
@@ -159,6 +160,14 @@ def test_the_checks_see_what_they_should(tmp_path):
     for wrong in ("frobnicate", "python -m minisrcn", "pytest tests/test_nothing.py"):
         with pytest.raises((AssertionError, ModuleNotFoundError)):
             check(shlex.split(wrong), tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_command_stands_in_a_block_that_is_not_read(page):
+    blocks = re.findall(r"^ *```(.*)\n(.*?)^ *```$", page.read_text("utf-8"),
+                        re.DOTALL | re.MULTILINE)
+    for language, text in blocks:
+        assert language or not re.match(rf" *({'|'.join(map(re.escape, TOOLS))}) ", text), text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

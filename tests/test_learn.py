@@ -110,9 +110,10 @@ def run(*arguments, cwd):
 
 
 def test_from_start_to_a_passed_exercise(tmp_path):
-    folder = tmp_path / "mine"
+    folder = tmp_path / "my exercises"
     started = run("start", folder, cwd=tmp_path)
     assert started.returncode == 0, started.stderr
+    assert f"cd '{folder}' && minisrcnn learn check 1\n" in started.stdout
     assert len(list(folder.glob("*.py"))) == len(exercises())
     first = run("check", 1, cwd=folder)
     assert first.returncode == 1
@@ -131,6 +132,10 @@ def test_from_start_to_a_passed_exercise(tmp_path):
     again = run("start", folder, cwd=tmp_path)  # nothing of the student's is overwritten
     assert again.returncode == 0
     assert file.read_text() == task.solution
+    file.unlink()
+    missing = run("check", 1, "--dir", folder.name, cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "`minisrcnn learn start 'my exercises'` copies it again" in missing.stderr
 
 
 def test_solution_is_printed_on_request(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +46,8 @@ def learn_start(
     kept = len(exercises()) - copied
     same = f", {kept} kept as they are" if kept else ""
     print_line(f"{copied} exercises copied to {folder}{same}.")
-    print_line(f"Open {folder / exercises()[0].name}.py, fill its gap, then: cd {folder} && "
+    print_line(f"Open {folder / exercises()[0].name}.py, fill its gap, then: "
+               f"cd {shlex.quote(str(folder))} && "
                "minisrcnn learn check 1")
 
 
@@ -74,7 +76,7 @@ def learn_check(
     from ..learn.course import exercise, exercises
 
     tasks = list(exercises()) if number is None else [exercise(number)]
-    if not any((folder / f"{task.name}.py").is_file() for task in tasks):
+    if not any((folder / f"{task.name}.py").is_file() for task in exercises()):
         raise MinisrcnnError(f"{folder.resolve()}: no exercises here; make them with `minisrcnn "
                              "learn start DIR`, then go there or name it with --dir")
     while True:
@@ -122,7 +124,10 @@ def _check(tasks: list[Exercise], folder: Path) -> tuple[bool, Exercise]:
     for task in tasks:
         file = folder / f"{task.name}.py"
         if not file.is_file():
-            note(f"{file} is missing, skipped: `minisrcnn learn start` copies it again.")
+            again = f"`minisrcnn learn start {shlex.quote(str(folder))}` copies it again"
+            if len(tasks) == 1:
+                raise MinisrcnnError(f"{file} is missing: {again}")
+            note(f"{file} is missing, skipped: {again}.")
             continue
         verdict = grade(task.number, file)
         _show(task, verdict)

@@ -108,7 +108,7 @@ class MPIRanks(Ranks):
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
             raise MinisrcnnError("started by mpiexec or srun, which needs mpi4py and an MPI "
-                                 f"library: pip install '.[mpi]' ({reason(error)})") from None
+                                 f"library: pip install mpi4py mpich ({reason(error)})") from None
         self._mpi, self._world = MPI, MPI.COMM_WORLD
         self.rank, self.size = self._world.rank, self._world.size
         self.library = MPI.get_vendor()[0]
