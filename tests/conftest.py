@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
+from minisrcnn.kernels.cache import user
 
 from minisrcnn.engine.backends import BACKENDS, get_backend, unavailable_reason
 
@@ -15,9 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # Kernels are compiled once for all tests and all processes that they start, and kept from run to
 # run; no data set is ever put there. A test that wants a cache of its own sets one.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have it from the process that starts them
-    usual = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    usual = os.environ.get("MINISRCNN_CACHE") or Path(usual) / "minisrcnn"
-    os.environ["MINISRCNN_CACHE"] = str(Path(usual).absolute() / "of-tests")
+    usual = os.environ.get("MINISRCNN_CACHE") or Path(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "minisrcnn")
+    try:
+        kept = Path(usual).expanduser().absolute() / "of-tests"
+        kept.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or one that cannot be written to
+        kept = Path(tempfile.gettempdir(), f"minisrcnn-{user()}", "of-tests")
+    os.environ["MINISRCNN_CACHE"] = str(kept)
     # The C++ compiler's optimisation takes longer than what it saves; the bits are the same.
     os.environ.setdefault("MINISRCNN_EMULATOR_DEBUG", "1")
 
@@ -70,3 +78,13 @@ def data_root() -> Path:
         if place and (Path(place) / "Set5").is_dir():
             return Path(place)
     pytest.skip("no T91/Set5/Set14 here: set MINISRCNN_DATA to the folder that holds them")
+
+
+@pytest.fixture
+def own_set5(data_root, tmp_path) -> Path:
+    """Give a folder that holds a copy of Set5 to be changed: the data sets may be read only."""
+    folder = tmp_path / "own"
+    (folder / "Set5").mkdir(parents=True)
+    for path in (data_root / "Set5").iterdir():
+        shutil.copyfile(path, folder / "Set5" / path.name)
+    return folder

@@ -203,7 +203,7 @@ sys.stdin.read()
                           env=os.environ | {"PYTHONPATH": str(ROOT)}) as director:
         pid = int(director.stdout.readline())
         director.kill()
-    for _ in range(1000):
+    for _ in range(60_000):
         place = Path(f"/proc/{pid}/stat")
         if not place.exists() or place.read_text().rsplit(")", 1)[1].split()[0] == "Z":
             return
@@ -661,10 +661,10 @@ def test_a_session_goes_on_after_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr("minisrcnn.engine.backends.unavailable_reason", lambda name: None)
     python = sys.executable
     monkeypatch.setattr(gpu_session, "parts", lambda *_: [
-        gpu_session.Part("breaks", [python, "-c", "raise SystemExit('no kernel')"], 20),
+        gpu_session.Part("breaks", [python, "-c", "raise SystemExit('no kernel')"], 900),
         gpu_session.Part("hangs", [python, "-c", "import time; time.sleep(60)"], 0.5),
-        gpu_session.Part("is not there", ["no-such-program"], 20),
-        gpu_session.Part("works", [python, "-c", "print('fine')"], 20)])
+        gpu_session.Part("is not there", ["no-such-program"], 900),
+        gpu_session.Part("works", [python, "-c", "print('fine')"], 900)])
     assert gpu_session.run(tmp_path) == 1
     summary = (tmp_path / "summary.md").read_text()
     assert "| breaks | failed: exit code 1, see breaks.log: no kernel |" in summary

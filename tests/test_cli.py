@@ -299,10 +299,9 @@ def test_evaluate_without_a_model_scores_the_packages(run):
 
 
 @needs_data
-def test_evaluate_refuses_what_is_not_set5(refused, tmp_path):
-    shutil.copytree(DATA / "Set5", tmp_path / "elsewhere" / "Set5")
-    Image.fromarray(noise(288, 288, 3)).save(tmp_path / "elsewhere/Set5/bird_GT.bmp")
-    line = refused("evaluate", "--data", tmp_path / "elsewhere", "--model", "bicubic")
+def test_evaluate_refuses_what_is_not_set5(refused, own_set5):
+    Image.fromarray(noise(288, 288, 3)).save(own_set5 / "Set5/bird_GT.bmp")
+    line = refused("evaluate", "--data", own_set5, "--model", "bicubic")
     assert "30.394 is known" in line and "bird_GT.bmp" in line
 
 
@@ -551,17 +550,16 @@ def test_gradcheck_reports_a_wrong_gradient(run, monkeypatch, few_checks):
 
 
 @needs_data
-def test_data_list_and_verify(run, tmp_path, monkeypatch):
+def test_data_list_and_verify(run, own_set5, monkeypatch):
     result = run("data", "list")
     assert result.code == 0
     assert re.search(r"Set5 +5 +5", result.out) and re.search(r"T91 +91 ", result.out)
     result = run("data", "verify", "Set5")
     assert (result.code, result.out) == (0, "Set5: 5 of 5 files are the originals\n")
-    shutil.copytree(DATA / "Set5", tmp_path / "mine/Set5")
-    with open(tmp_path / "mine/Set5/head_GT.bmp", "r+b") as file:
+    with open(own_set5 / "Set5/head_GT.bmp", "r+b") as file:
         file.seek(5000)
         file.write(b"\x00\x01\x02\x03")
-    monkeypatch.setenv("MINISRCNN_DATA", str(tmp_path / "mine"))
+    monkeypatch.setenv("MINISRCNN_DATA", str(own_set5))
     result = run("data", "verify", "Set5")
     assert result.code == 1 and "4 of 5" in result.out and "head_GT.bmp: corrupt" in result.err
 

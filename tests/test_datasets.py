@@ -382,7 +382,7 @@ def test_several_fetch_at_once(server):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(600)
     assert outcomes == [3] * 6
     assert cached() == of("T91")
 
@@ -567,9 +567,10 @@ def test_the_real_files_are_the_pinned_ones(name):
     assert {row.status for row in verify(name, data_dir=place)} == {"ok"}
 
 
-def test_the_cache_is_the_platforms(monkeypatch):
+def test_the_cache_is_the_platforms(monkeypatch, tmp_path):
     import pooch
 
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("MINISRCNN_CACHE", raising=False)
     assert cache_dir() == Path(pooch.os_cache("minisrcnn"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,13 +115,12 @@ def test_image_by_image(authors):
 
 @needs_data
 @pytest.mark.parametrize("named", ["folder", "registered"])
-def test_another_set5_gets_no_score(tmp_path, named):
-    shutil.copytree(DATA / "Set5", tmp_path / "Set5")
-    path = tmp_path / "Set5/baby_GT.bmp"
+def test_another_set5_gets_no_score(own_set5, named):
+    path = own_set5 / "Set5/baby_GT.bmp"
     image = Image.open(path)
     half = (image.width // 2, image.height // 2)
     image.resize(half).resize(image.size).save(path)  # what a careless copy does
-    asked = load_dataset(tmp_path / "Set5") if named == "folder" else load_dataset("Set5", tmp_path)
+    asked = load_dataset(own_set5 / "Set5") if named == "folder" else load_dataset("Set5", own_set5)
     with pytest.raises(MinisrcnnError, match=r"30\.394 is known, \+\d\.\d{3} dB off") as error:
         evaluate(asked, 3, Identity())
     assert "\n" not in str(error.value)
