@@ -80,7 +80,7 @@ __device__ __forceinline__ void slide(const real* __restrict__ x, const real* __
 }
 
 // grid: x = tiles of all images, y = groups of filters
-// Double takes up to 190 registers on sm_100 and sm_120: five blocks a multiprocessor, elsewhere six.
+// Double takes up to 190 registers on sm_100 and sm_120: five blocks a multiprocessor, not six.
 // limits: conv_forward_sliding registers<=192 shared<=16384 spills=0
 extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_forward_sliding(
     const real* __restrict__ x, const real* __restrict__ w, const real* __restrict__ b,
