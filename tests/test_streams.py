@@ -70,6 +70,15 @@ def test_any_command_ends_cleanly(place, command, streams):
         assert done.stderr.endswith("standard output cannot be written (No space left on device)\n")
 
 
+def test_a_picture_that_fits_in_part_is_no_success(place):
+    """Without a buffer, a write to a disk that fills up writes what there is room for."""
+    done = shell("ulimit -f 8; minisrcnn upscale pictures/T91/0.png --model m.safetensors "
+                 "--backend numpy --format bmp -o - > out.bmp",
+                 env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    assert done.returncode == 1 and done.stderr.endswith(
+        "minisrcnn: standard output cannot be written (File too large)\n")
+
+
 @pytest.mark.parametrize("streams, code", [
     ("2>&1 >/dev/null | head -1", 0), pytest.param("> /dev/full", 1, marks=pytest.mark.slow),
     pytest.param(">&- 2>&-", 0, marks=pytest.mark.slow),

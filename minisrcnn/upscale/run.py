@@ -253,5 +253,7 @@ def _target(job: Job) -> Iterator[IO[bytes]]:
         return
     buffer = io.BytesIO()
     yield buffer
-    sys.stdout.buffer.write(buffer.getvalue())
+    left = buffer.getbuffer()
+    while left:  # with PYTHONUNBUFFERED, a write may be of a part
+        left = left[sys.stdout.buffer.write(left):]
     sys.stdout.buffer.flush()
