@@ -441,12 +441,13 @@ def _largest_output(layers: list[tuple[NDArray[Any], NDArray[Any]]]) -> float:
 
     Of layer l, with y_0 = 2:  y_l = max over f of (sum over c,u,v of |w[f,c,u,v]|) y_(l-1) + |b[f]|
     """
-    bound = 2.0
+    largest = bound = 2.0
     with np.errstate(over="ignore", invalid="ignore"):
         for w, b in layers:
             sums = np.abs(w.astype(np.float64)).reshape(len(w), -1).sum(axis=1)
             bound = float((sums * bound + np.abs(b.astype(np.float64))).max())
-    return bound
+            largest = max(largest, bound)
+    return largest
 
 
 # --- the authors' MATLAB files ------------------------------------------------------------------

@@ -381,6 +381,17 @@ def test_weights_that_overflow_float32_are_refused(tmp_path, value):
     one_line(error)
 
 
+@pytest.mark.parametrize("factor", [0.0, 1e-20])
+def test_a_hidden_layer_that_overflows_is_refused(tmp_path, factor):
+    """However small the next weights are: infinity times 0 is NaN."""
+    net = small_net()
+    net.parameters["conv1.weight"][:] = 1e38
+    net.parameters["conv2.weight"][:] = factor
+    save_model(tmp_path / "m", net)
+    with pytest.raises(MinisrcnnError, match="float32 could overflow"):
+        load_model(tmp_path / "m")
+
+
 def test_the_bound_on_outputs_holds(tmp_path):
     """Just below the limit no image in range gives anything but finite numbers."""
     net = small_net(arch="9-5-5", filters=(8, 8))
