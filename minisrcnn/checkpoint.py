@@ -280,7 +280,8 @@ def scale_from_name(path: PathLike) -> int | None:
 
     The authors' files say it nowhere else. None where the name has no scale, or several.
     """
-    found = set(re.findall(r"(?<![a-z0-9])x([2-9]|1[0-6])(?!\.?[0-9]|[a-z])", Path(path).stem.lower()))
+    stem = Path(path).stem.lower()
+    found = set(re.findall(r"(?<![a-z0-9])x([2-9]|1[0-6])(?!\.?[0-9]|[a-z])", stem))
     return int(found.pop()) if len(found) == 1 else None
 
 
