@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..arguments import check_number
 from ..errors import MinisrcnnError
 from .terminal import (
     Backend,
@@ -104,6 +105,10 @@ def upscale_command(
         if format != "same" and f".{format}" not in FORMATS:
             known = ", ".join(sorted(name[1:] for name in FORMATS))
             raise MinisrcnnError(f"--format is {format!r}, want same or one of {known}")
+    with user_values():
+        max_pixels, max_results = (
+            round(check_number(name, megapixels, 0, 1e12) * 1e6) for name, megapixels in (
+                ("--max-input", max_input), ("--max-output", max_output)))
     box = _box(size)
     part = shard_of(shard)
     if resume and manifest is None:
@@ -140,8 +145,8 @@ def upscale_command(
         options = Options(
             scale=scale, box=box, format="png" if format in (None, "same") else str(format),
             quality=quality, overwrite=overwrite, strip=strip, first_frame=first_frame,
-            scale_dpi=scale_dpi, max_pixels=round(max_input * 1e6),
-            max_output=round(max_output * 1e6))
+            scale_dpi=scale_dpi, max_pixels=max_pixels,
+            max_output=max_results)
         announce_backend(networks(1)[0][0].backend, backend, note)
         written = Manifest(Path(manifest), part) if manifest is not None else None
         there: list[Any] = []
