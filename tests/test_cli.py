@@ -567,6 +567,18 @@ def test_data_list_and_verify(run, own_set5, monkeypatch):
     assert result.code == 1 and "4 of 5" in result.out and "head_GT.bmp: corrupt" in result.err
 
 
+def test_where_no_thread_can_be_started(run, model, pictures, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", start)
+    result = run("upscale", pictures / "a.png", "--model", model, "-o", "out.tif",
+                 "--backend", "numpy")
+    assert result.code == 1 and result.out == ""
+    assert "minisrcnn: no thread can be started: " in result.err.splitlines()[-1]
+    assert not [path for path in Path().iterdir() if "out" in path.name]
+
+
 def test_data_fetch_without_a_network(run, monkeypatch, tmp_path):
     monkeypatch.setenv("MINISRCNN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MINISRCNN_DATA_URL", "http://127.0.0.1:9")  # nobody listens there

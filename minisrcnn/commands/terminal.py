@@ -43,6 +43,12 @@ class Command(TyperCommand):
         except MemoryError as error:
             complain(f"not enough memory ({reason(error)})")
             raise typer.Exit(1) from None
+        except RuntimeError as error:  # Python has no type of its own for it
+            if str(error) != "can't start new thread":
+                raise
+            complain("no thread can be started: too many processes or too little memory is allowed "
+                     "(ulimit -u, ulimit -v)")
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             complain("interrupted")
             raise typer.Exit(130) from None
