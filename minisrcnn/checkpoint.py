@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import MinisrcnnError, reason
+from .errors import MinisrcnnError, printable, reason
 from .imaging.files import atomic_open
 from .matlab import read_arrays
 from .models import find_model, shipped_models
@@ -131,6 +131,10 @@ def save_state(
         raise MinisrcnnError(f"{os.fspath(path)}: cannot be written ({reason(error)})") from None
 
 
+#: The dtypes of safetensors that NumPy has too; bfloat16, for one, it has not.
+_KINDS = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64"}
+
+
 def load_state(
     path: PathLike, *, want_checksum: bool = False
 ) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
@@ -145,8 +149,8 @@ def load_state(
     Raises
     ------
     MinisrcnnError
-        If the file is missing, unreadable, truncated, not a safetensors file, or not what its
-        SHA-256 says.
+        If the file is missing, unreadable, truncated, not a safetensors file, of a dtype that NumPy
+        has not, or not what its SHA-256 says.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -154,6 +158,12 @@ def load_state(
     read_head(path)
     try:
         with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                kind = file.get_slice(name).get_dtype()
+                if kind not in _KINDS:
+                    raise MinisrcnnError(
+                        f"{path}: {printable(name)} has dtype {printable(kind)}, want F16, F32 or "
+                        "F64")
             arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             metadata = dict(sorted((file.metadata() or {}).items()))  # any order, each time
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError,

@@ -380,6 +380,22 @@ def test_hugging_face_folder(tmp_path, ours):
         convert(ours, tmp_path / "hub")
 
 
+@pytest.mark.parametrize("dtype, named", [("bfloat16", "BF16"), ("complex64", "complex64"),
+                                          ("bool", "bool"), ("int32", "int32")])
+def test_other_numbers_than_floats_are_refused_by_name(tmp_path, dtype, named):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    shapes = {"conv1.weight": (4, 1, 5, 5), "conv1.bias": (4,), "conv2.weight": (1, 4, 3, 3),
+              "conv2.bias": (1,)}
+    path = tmp_path / "m.safetensors"
+    save_file({name: torch.ones(shape).to(getattr(torch, dtype)) for name, shape in shapes.items()},
+              path)
+    for read in (read_model, load_model):
+        with pytest.raises(MinisrcnnError, match=rf"conv[12]\.\w+ has dtype {named}, want "):
+            read(path)
+
+
 def test_half_a_folder_is_not_left(tmp_path, ours, monkeypatch):
     from minisrcnn.exchange import folders
 

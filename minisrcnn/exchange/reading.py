@@ -187,7 +187,8 @@ def _from_names(
         new = name
         for theirs, ours in _NAMES:
             new = ours + new.removeprefix(theirs) if new.startswith(theirs) else new
-        renamed[new.replace("conv3.0.", "conv3.")] = np.asarray(value, np.float32)
+        floats = value.astype(np.float32) if value.dtype.kind == "f" else value
+        renamed[new.replace("conv3.0.", "conv3.")] = floats
     said = re.fullmatch("[0-9]+", metadata.get("scale", ""))
     scale = {"scale": said[0]} if said else {}
     model = model_of(os.fspath(path), renamed, scale)
