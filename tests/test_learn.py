@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from minisrcnn.engine.emulator import unavailable_reason
 from minisrcnn.learn.course import exercise, exercises
 from minisrcnn.learn.grading import grade, judge, load
 
@@ -63,6 +65,16 @@ def test_a_known_mistake_gets_its_own_hint(task, old, new, hint):
         pytest.skip(verdict.text)
     assert verdict.status == "wrong", verdict
     assert verdict.hint == hint, verdict
+
+
+@pytest.mark.skipif(unavailable_reason() is not None, reason=f"no emulator: {unavailable_reason()}")
+def test_what_is_read_outside_of_a_kernels_arrays_is_nan():
+    """Whatever lies in the memory there: so that a known mistake always gives the same."""
+    task = exercise(15)
+    grader = load(task.grading, "grading")
+    (dx,) = grader.probe(load(task.planted(*grader.MISTAKES[4][:2]), "probed"))
+    assert np.isnan(dx[0, :, :2]).any(axis=2).all() and np.isnan(dx[-1, :, -2:]).any(axis=2).all()
+    assert not np.isnan(dx[:, :, 2:-2]).any()
 
 
 def test_the_checker_names_the_mistake_too():
